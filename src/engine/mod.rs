@@ -1,0 +1,3 @@
+//! The engine: how a snapshot is written and read.
+
+pub mod catalog;

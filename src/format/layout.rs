@@ -1,0 +1,78 @@
+//! Keys of a volume: where each object lies. A key is a relative path of plain ASCII.
+
+use crate::{
+    error::{Error, Result},
+    model::ids::{Name, RunId},
+};
+
+use super::codec::Codec;
+
+/// The volume's own object.
+pub const VOLUME_KEY: &str = "bk-volume.json";
+/// Parts of one stream are numbered with five digits at least; more than this many are refused.
+pub const PART_COUNT_MAX: u32 = 10_000_000;
+
+/// `log/<job>/`
+pub fn log_dir(job: &Name) -> String {
+    format!("log/{job}/")
+}
+
+/// `log/<job>/<seq, 20 digits>.json`
+pub fn record_key(job: &Name, seq: u64) -> String {
+    format!("log/{job}/{seq:020}.json")
+}
+
+/// The seq in the last component of a record's key.
+pub fn record_seq(file_name: &str) -> Option<u64> {
+    let digits = file_name.strip_suffix(".json")?;
+    (digits.len() == 20).then(|| digits.parse().ok()).flatten()
+}
+
+/// `data/<job>/<run id>/`
+pub fn run_dir(job: &Name, run: RunId) -> String {
+    format!("data/{job}/{run}/")
+}
+
+/// `index-00000.bki`
+pub const INDEX_NAME: &str = "index-00000.bki";
+/// `RESTORE.txt`
+pub const RESTORE_NAME: &str = "RESTORE.txt";
+
+/// The file name of a part: `tree-00000.tar.zst`, or `stream-<name>-00000.zst` when `stream` names one.
+pub fn part_name(stream: Option<&Name>, number: u32, codec: Codec) -> String {
+    match stream {
+        None => format!("tree-{number:05}.tar{}", codec.suffix()),
+        Some(name) => format!("stream-{name}-{number:05}{}", codec.suffix()),
+    }
+}
+
+/// Checks a key before a store acts on it: relative, plain names, no `..`.
+pub fn check_key(key: &str) -> Result<()> {
+    let plain = |name: &str| {
+        !name.is_empty()
+            && name != "."
+            && name != ".."
+            && name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-'))
+    };
+    if key.split('/').all(plain) {
+        return Ok(());
+    }
+    Err(Error::usage(format!("not a key of a volume: `{}`", crate::model::show::name(key.as_bytes()))))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys() {
+        let job: Name = "db".parse().unwrap();
+        assert_eq!(record_key(&job, 17), "log/db/00000000000000000017.json");
+        assert_eq!(record_seq("00000000000000000017.json"), Some(17));
+        assert_eq!(record_seq("17.json"), None);
+        assert_eq!(part_name(Some(&job), 3, Codec::Bzip2(9)), "stream-db-00003.bz2");
+        for bad in ["", "/a", "a/../b", "a//b", "a/", "ä"] {
+            assert!(check_key(bad).is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,12 @@
+//! Bytes to values and back, pure: nothing here reads or writes a file. Each file is a section of `docs/format.md`.
+
+pub mod codec;
+pub mod envelope;
+pub mod index;
+pub mod layout;
+pub mod record;
+pub mod restore_txt;
+pub mod seek_table;
+pub mod tar;
+pub mod varint;
+pub mod volume;

@@ -1,0 +1,254 @@
+//! Records of a job's log. So far one kind: the snapshot, whose record is its commit.
+
+use serde::{Deserialize, Serialize};
+
+use super::{codec::Codec, envelope, volume};
+use crate::{
+    error::{Error, Result},
+    model::{
+        digest::Digest,
+        ids::{Name, Nonce, RunId},
+        time::Instant,
+    },
+};
+
+/// A record of the log: `log/<job>/<seq>.json`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "kebab-case")]
+pub enum Record {
+    /// A snapshot exists from this record on.
+    Snapshot(Box<Snapshot>),
+}
+
+/// A snapshot's record: its commit.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Snapshot {
+    /// Version of the volume format.
+    pub format_version: u32,
+    /// The job.
+    pub job: Name,
+    /// The cluster, when the job belongs to one.
+    pub cluster: Option<String>,
+    /// The node that took it.
+    pub node: String,
+    /// The run: the directory of its objects.
+    #[serde(with = "as_text")]
+    pub run_id: RunId,
+    /// Random: tells the writer whether a record is its own.
+    pub nonce: Nonce,
+    /// The lease's epoch; 0 without a lease.
+    pub epoch: u64,
+    /// Its number in the log.
+    pub seq: u64,
+    /// Digest of the record before it (of its first line); null in record 1.
+    #[serde(with = "as_hex_option")]
+    pub prev: Option<Digest>,
+    /// 0 to 9.
+    pub level: u8,
+    /// What it is an increment of; null at level 0.
+    pub base: Option<Base>,
+    /// When the run began.
+    pub taken_at: Instant,
+    /// When it may go; null is never.
+    pub expires_at: Option<Instant>,
+    /// Digest of what was asked for: sources, excludes, one file system, stream names.
+    #[serde(with = "as_hex")]
+    pub definition: Digest,
+    /// How its frames are compressed.
+    pub codec: Codec,
+    /// The sources as they were given.
+    pub sources: Vec<String>,
+    /// Named streams, in the order of their numbers from 1 on.
+    pub streams: Vec<Stream>,
+    /// The index object.
+    pub index: IndexRef,
+    /// `RESTORE.txt`.
+    pub restore_txt: ObjectRef,
+    /// Sums.
+    pub totals: Totals,
+    /// What was not fully saved, at most 100 paths; the index has them all.
+    pub incomplete: Vec<Incomplete>,
+    /// Encryption; null is none.
+    pub crypto: Option<serde_json::Value>,
+    /// Signature; null is none.
+    pub sig: Option<serde_json::Value>,
+}
+
+/// The base of an increment.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Base {
+    /// Its run.
+    #[serde(with = "as_text")]
+    pub run_id: RunId,
+    /// Its number in the log.
+    pub seq: u64,
+    /// Digest of its record.
+    #[serde(with = "as_hex")]
+    pub digest: Digest,
+}
+
+/// A named stream.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Stream {
+    /// Its name.
+    pub name: Name,
+    /// Where it came from.
+    pub origin: Origin,
+    /// Length, bytes.
+    pub content_bytes: u64,
+    /// BLAKE3 of its content.
+    #[serde(with = "as_hex")]
+    pub digest: Digest,
+}
+
+/// Where a stream came from, and so what its end says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Origin {
+    /// A command that exited with 0 after its output ended.
+    Command,
+    /// Standard input: that its producer succeeded is not known.
+    Unverified,
+    /// A block device, read to its size.
+    Device,
+}
+
+/// An object by name, length and digest of its bytes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ObjectRef {
+    /// File name in the run's directory.
+    pub name: String,
+    /// Length, bytes.
+    pub len: u64,
+    /// BLAKE3 of the object.
+    #[serde(with = "as_hex")]
+    pub digest: Digest,
+}
+
+/// The index object: the digest is that of its tail (directory and footer), which holds those of its blocks.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct IndexRef {
+    /// File name in the run's directory.
+    pub name: String,
+    /// Length, bytes.
+    pub len: u64,
+    /// BLAKE3 of directory and footer.
+    #[serde(with = "as_hex")]
+    pub tail_digest: Digest,
+}
+
+/// Sums over a snapshot.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Totals {
+    /// Entries of the tree.
+    pub entries: u64,
+    /// Regular files among them.
+    pub files: u64,
+    /// Bytes of file and stream content read.
+    pub content_bytes: u64,
+    /// Bytes stored in parts.
+    pub stored_bytes: u64,
+    /// Bytes of the index.
+    pub index_bytes: u64,
+    /// Parts.
+    pub parts: u64,
+    /// Entries that are incomplete.
+    pub incomplete: u64,
+}
+
+/// An entry that is not what was there.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Incomplete {
+    /// The path, escaped for display.
+    pub path: String,
+    /// Why: `changed`, `io-error`, `unreadable`, `xattrs`.
+    pub why: String,
+}
+
+impl Record {
+    /// The object's bytes.
+    pub fn encode(&self) -> Result<Vec<u8>> {
+        envelope::encode(self)
+    }
+
+    /// Reads a record. A newer format version, an unknown kind or field and a broken digest are errors.
+    pub fn decode(bytes: &[u8]) -> Result<Self> {
+        volume::check_version(bytes)?;
+        let record: Self = envelope::decode(bytes)?;
+        let Self::Snapshot(snapshot) = &record;
+        snapshot.check()?;
+        Ok(record)
+    }
+}
+
+impl Snapshot {
+    fn check(&self) -> Result<()> {
+        let bad = |what: &str| Err(Error::integrity(format!("record {}/{}: {what}", self.job, self.seq)));
+        if self.level > 9 || (self.level == 0) != self.base.is_none() {
+            return bad("level and base do not agree");
+        }
+        if self.base.as_ref().is_some_and(|base| base.seq >= self.seq) || self.seq == 0 {
+            return bad("its base is not before it");
+        }
+        if self.index.name != super::layout::INDEX_NAME || self.restore_txt.name != super::layout::RESTORE_NAME {
+            return bad("an object has another name than its own");
+        }
+        if self.streams.len() > 1000 || self.incomplete.len() > 1000 {
+            return bad("too many streams or incomplete entries");
+        }
+        if self.crypto.is_some() || self.sig.is_some() {
+            return bad("is encrypted or signed: use a newer bk");
+        }
+        Ok(())
+    }
+}
+
+mod as_hex {
+    use super::Digest;
+    use serde::{Deserialize, Deserializer, Serializer, de::Error};
+
+    pub fn serialize<S: Serializer>(digest: &Digest, s: S) -> Result<S::Ok, S::Error> {
+        s.collect_str(digest)
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(d: D) -> Result<Digest, D::Error> {
+        let text = String::deserialize(d)?;
+        Digest::from_hex(&text).ok_or_else(|| D::Error::custom("not a digest"))
+    }
+}
+
+mod as_hex_option {
+    use super::Digest;
+    use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error};
+
+    #[expect(clippy::ref_option, reason = "the signature serde calls")]
+    pub fn serialize<S: Serializer>(digest: &Option<Digest>, s: S) -> Result<S::Ok, S::Error> {
+        digest.map(|d| d.hex()).serialize(s)
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(d: D) -> Result<Option<Digest>, D::Error> {
+        Option::<String>::deserialize(d)?
+            .map(|text| Digest::from_hex(&text).ok_or_else(|| D::Error::custom("not a digest")))
+            .transpose()
+    }
+}
+
+mod as_text {
+    use super::RunId;
+    use serde::{Deserialize, Deserializer, Serializer, de::Error};
+
+    pub fn serialize<S: Serializer>(id: &RunId, s: S) -> Result<S::Ok, S::Error> {
+        s.collect_str(id)
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(d: D) -> Result<RunId, D::Error> {
+        String::deserialize(d)?.parse().map_err(D::Error::custom)
+    }
+}

@@ -1,0 +1,9 @@
+//! Small values every floor above shares: names, digests, units, times, entries, escaped text.
+
+pub mod digest;
+pub mod entry;
+pub mod ids;
+pub mod path;
+pub mod show;
+pub mod time;
+pub mod units;

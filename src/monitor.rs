@@ -1,0 +1,24 @@
+//! How the library reports: one trait, implemented by `cli` (terminal, JSON) and by tests.
+
+/// What a run says while it goes. Methods are called from several threads.
+pub trait Monitor: Send + Sync {
+    /// Something the user should know that does not stop the run.
+    fn warn(&self, text: &str);
+    /// `entries` more entries and `bytes` more content bytes are done; `path` is one of them.
+    fn advance(&self, entries: u64, bytes: u64, path: &[u8]);
+    /// How much there is to do, when it is known.
+    fn expect(&self, entries: u64, bytes: u64);
+    /// Whether the run should stop, and by which signal.
+    fn interrupted(&self) -> Option<i32> {
+        None
+    }
+}
+
+/// Says nothing.
+pub struct Silent;
+
+impl Monitor for Silent {
+    fn warn(&self, _: &str) {}
+    fn advance(&self, _: u64, _: u64, _: &[u8]) {}
+    fn expect(&self, _: u64, _: u64) {}
+}

@@ -1,0 +1,61 @@
+//! Where objects lie: the narrow [`Store`] every volume offers, and the volume opened through it.
+//!
+//! Objects are created whole and once, never changed. A create that returns has made the object durable.
+
+pub mod local;
+mod open;
+
+use crate::error::Result;
+
+pub use open::{Volume, create_local, open_local};
+
+/// One object of a listing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Item {
+    /// The object's key.
+    pub key: String,
+    /// Its length, bytes.
+    pub len: u64,
+}
+
+/// Whether a create made the object.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Created {
+    /// It exists now, durable, with these bytes.
+    New,
+    /// Another object already had the key; nothing was changed.
+    Exists,
+}
+
+/// A place for objects. Keys are relative ASCII paths ([`crate::format::layout::check_key`]).
+pub trait Store: Send + Sync {
+    /// Begins an object; nothing can be seen under `key` before [`Upload::finish`].
+    fn create(&self, key: &str) -> Result<Box<dyn Upload>>;
+    /// Creates a small object in one step, unless one has its key.
+    fn put_new(&self, key: &str, bytes: &[u8]) -> Result<Created>;
+    /// Fills `buf` from `offset` on; an object that ends before that is an integrity error.
+    fn read_at(&self, key: &str, offset: u64, buf: &mut [u8]) -> Result<()>;
+    /// The whole object; longer than `len_max` bytes is an integrity error.
+    fn read(&self, key: &str, len_max: u64) -> Result<Vec<u8>>;
+    /// The length of an object, `None` when there is none.
+    fn head(&self, key: &str) -> Result<Option<u64>>;
+    /// All objects whose keys begin with `prefix`, which ends in `/` or is empty; sorted by key.
+    /// A failure is an error, never a shorter list.
+    fn list(&self, prefix: &str) -> Result<Vec<Item>>;
+    /// Removes an object; one that is not there is no error.
+    fn delete(&self, key: &str) -> Result<()>;
+    /// Bytes that can still be written, when the store knows.
+    fn free_bytes(&self) -> Result<Option<u64>>;
+    /// An unnamed file for what does not fit into memory; gone when closed.
+    fn scratch(&self) -> Result<std::fs::File>;
+    /// Makes sure that objects can be written, by writing and removing one.
+    fn check_writable(&self) -> Result<()>;
+}
+
+/// An object being written.
+pub trait Upload: Send {
+    /// Appends bytes.
+    fn write(&mut self, bytes: &[u8]) -> Result<()>;
+    /// Makes the object durable and visible. The key must be free.
+    fn finish(self: Box<Self>) -> Result<()>;
+}

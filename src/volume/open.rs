@@ -1,0 +1,77 @@
+//! A volume: a store whose `bk-volume.json` was read and is one this bk knows.
+
+use std::{path::Path, sync::Arc};
+
+use super::{Created, Store, local::LocalStore};
+use crate::{
+    error::{Error, Kind, Result},
+    format::{
+        layout::VOLUME_KEY,
+        volume::{FORMAT_VERSION, VolumeFile, VolumeTag},
+    },
+    model::{ids::Nonce, time::Instant},
+};
+
+/// A volume that was found to be one.
+#[derive(Clone)]
+pub struct Volume {
+    /// Its objects.
+    pub store: Arc<dyn Store>,
+    /// Its own document.
+    pub file: VolumeFile,
+    /// Where it is, for messages: `/srv/bk`.
+    pub shown: String,
+}
+
+/// Longest `bk-volume.json`, bytes.
+const VOLUME_FILE_MAX: u64 = 64 << 10;
+
+/// Makes `path` a volume: the directory is created when it is missing and must be empty otherwise.
+pub fn create_local(path: &Path, now: Instant) -> Result<Volume> {
+    use std::os::unix::fs::DirBuilderExt;
+    let shown = path.display().to_string();
+    let volume_error = |what: &str, e: std::io::Error| {
+        let error = Error::io(format!("cannot {what} {shown}"), e);
+        if error.kind() == Kind::NoSpace { error } else { error.with_kind(Kind::Volume) }
+    };
+    match std::fs::DirBuilder::new().mode(0o700).recursive(true).create(path) {
+        Ok(()) => {}
+        Err(e) => return Err(volume_error("make", e)),
+    }
+    let store = LocalStore::open(path)?;
+    if store.head(VOLUME_KEY)?.is_some() {
+        return Err(Error::new(Kind::Volume, format!("{shown} is a volume already"))
+            .with_hint(format!("`bk volume info {shown}` shows it")));
+    }
+    let mut found = std::fs::read_dir(path).map_err(|e| volume_error("read", e))?;
+    if let Some(Ok(entry)) = found.find(|e| !matches!(e, Ok(e) if e.file_name() == "lost+found")) {
+        let name = crate::model::show::name(entry.file_name().as_encoded_bytes());
+        return Err(Error::new(Kind::Volume, format!("{shown} is not empty: it holds `{name}`"))
+            .with_hint("a volume wants a directory of its own"));
+    }
+    let file = VolumeFile { r#type: VolumeTag::Volume, format_version: FORMAT_VERSION, id: Nonce::new()?, created_at: now };
+    match store.put_new(VOLUME_KEY, &file.encode()?)? {
+        Created::New => {}
+        Created::Exists => return Err(Error::new(Kind::Volume, format!("{shown} was made a volume meanwhile"))),
+    }
+    // The directory's own name must survive a power cut too.
+    let parent = std::path::absolute(path).ok().and_then(|p| p.parent().map(Path::to_owned));
+    if let Some(parent) = parent {
+        std::fs::File::open(&parent).and_then(|dir| dir.sync_all()).map_err(|e| volume_error("make durable", e))?;
+    }
+    Ok(Volume { store: Arc::new(store), file, shown })
+}
+
+/// Opens the volume at `path`.
+pub fn open_local(path: &Path) -> Result<Volume> {
+    let shown = path.display().to_string();
+    let store = LocalStore::open(path)
+        .map_err(|e| e.with_hint(format!("is it mounted? `bk volume create {shown}` makes a new one")))?;
+    if store.head(VOLUME_KEY)?.is_none() {
+        return Err(Error::new(Kind::Volume, format!("{shown} is not a volume: it has no {VOLUME_KEY}"))
+            .with_hint(format!("is it mounted? `bk volume create {shown}` makes a new one")));
+    }
+    let file = VolumeFile::decode(&store.read(VOLUME_KEY, VOLUME_FILE_MAX)?)
+        .map_err(|e| e.context(format!("{VOLUME_KEY} in {shown}")))?;
+    Ok(Volume { store: Arc::new(store), file, shown })
+}

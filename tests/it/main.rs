@@ -1,0 +1,28 @@
+//! bk seen from outside: every test here runs the real binary on real trees and looks at what comes back.
+//!
+//! One module a behaviour. `support` holds the command runner, the tree generator and the inventory that two trees
+//! are compared by. A test whose tools are missing prints `SKIP <test>: <why>` (and appends it to the file named by
+//! `BK_TEST_SKIPS`), never passes silently. No test asserts a duration.
+#![allow(
+    missing_docs,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::print_stdout,
+    clippy::print_stderr,
+    clippy::cast_possible_truncation,
+    reason = "a test says what is wrong by stopping there"
+)]
+
+mod cli;
+mod crash;
+mod damage;
+mod interop;
+mod kernel;
+mod modes;
+mod power;
+mod racing;
+mod reference;
+mod roundtrip;
+mod space;
+mod streams;
+mod support;
