@@ -1,1 +1,7 @@
-fn main() {}
+//! The `bk` command.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    bk::cli::main()
+}

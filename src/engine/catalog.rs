@@ -168,3 +168,12 @@ pub fn commit(volume: &Volume, snapshot: Snapshot) -> Result<()> {
         (Some(e), None) => Err(e),
     }
 }
+
+/// Whether the log holds this very snapshot: its record with its nonce.
+pub fn is_recorded(volume: &Volume, snapshot: &Snapshot) -> Result<bool> {
+    if volume.store.head(&record_key(&snapshot.job, snapshot.seq))?.is_none() {
+        return Ok(false);
+    }
+    let (Record::Snapshot(found), _) = read_record(volume, &snapshot.job, snapshot.seq)?;
+    Ok(found.nonce == snapshot.nonce)
+}

@@ -1,3 +1,4 @@
 //! The engine: how a snapshot is written and read.
 
 pub mod catalog;
+pub mod write;

@@ -16,6 +16,7 @@
 mod cli;
 mod crash;
 mod damage;
+mod harness;
 mod interop;
 mod kernel;
 mod modes;
@@ -26,3 +27,4 @@ mod roundtrip;
 mod space;
 mod streams;
 mod support;
+mod view;

@@ -82,6 +82,11 @@ impl Tree {
     }
 }
 
+/// A sparse file: name, size, runs of data.
+type Shape<'a> = (&'a str, u64, &'a [(u64, usize)]);
+/// A file and its extended attributes.
+type Attributes<'a> = (&'a str, &'a [(&'a str, &'a [u8])]);
+
 struct Maker {
     rng: Rng,
     root: PathBuf,
@@ -148,8 +153,7 @@ impl Maker {
     fn sparse(&mut self) {
         let dir = self.dir("sparse");
         let k = 1024;
-        // (name, size, runs of data)
-        let shapes: [(&str, u64, &[(u64, usize)]); 8] = [
+        let shapes: [Shape<'_>; 8] = [
             ("all-hole", 5_000_001, &[]),
             ("leading", 900 * k, &[(640 * k, 10_000)]),
             ("trailing", 3_000 * k, &[(0, 70_000)]),
@@ -325,7 +329,7 @@ impl Maker {
     fn xattrs(&mut self) {
         let dir = self.dir("xattr");
         let blob = self.rng.noise(2000);
-        let sets: [(&str, &[(&str, &[u8])]); 4] = [
+        let sets: [Attributes<'_>; 4] = [
             ("user", &[("user.note", b"hello"), ("user.lines", b"a\nb\0c\n"), ("user.b", b"=")]),
             ("empty-value", &[("user.none", b"")]),
             ("big", &[("user.blob", &blob)]),

@@ -1,0 +1,103 @@
+//! `bk list`, `bk volume create`, `bk volume info`
+
+use std::path::Path;
+
+use super::{Context, Ended};
+use crate::{
+    clock::{Clock, System},
+    config::typed::ListArgs,
+    error::{Error, Result},
+    model::units::show_size,
+    ops::list,
+    volume::{create_local, open_local},
+};
+
+pub fn run(context: &Context<'_>, args: &ListArgs) -> Result<Ended> {
+    let job = args.job.as_ref().map(|job| job.parse()).transpose()?;
+    let found = list::run(&context.volume()?, job.as_ref())?;
+    let out = context.out;
+    if out.is_json() {
+        for row in &found.rows {
+            out.object("snapshot", row)?;
+        }
+        out.object("result", &serde_json::json!({ "snapshots": found.rows.len(), "faults": found.faults }))?;
+    } else if found.rows.is_empty() {
+        out.say("no snapshots");
+    } else {
+        let mut rows = vec![["SNAPSHOT", "LEVEL", "TAKEN (UTC)", "EXPIRES", "CONTENT", "STORED", "FILES", "WHAT"].map(str::to_owned)];
+        for row in &found.rows {
+            let what = row.sources.iter().cloned().chain(row.streams.iter().map(|name| format!("stream:{name}")));
+            let mut what = what.collect::<Vec<_>>().join(" ");
+            if row.totals.incomplete > 0 {
+                what += &format!(" ({} incomplete)", row.totals.incomplete);
+            }
+            rows.push([
+                row.snapshot.clone(),
+                row.level.to_string(),
+                row.taken_at.0.strftime("%Y-%m-%d %H:%M:%S").to_string(),
+                row.expires_at.map_or_else(|| "never".to_owned(), |at| at.to_string()),
+                show_size(row.totals.content_bytes),
+                show_size(row.totals.stored_bytes + row.totals.index_bytes),
+                row.totals.files.to_string(),
+                what,
+            ]);
+        }
+        for line in table(&rows, &[1, 4, 5, 6]) {
+            out.line(&line)?;
+        }
+    }
+    for fault in &found.faults {
+        out.fault(&format!("damaged: {fault}"));
+    }
+    Ok(if found.faults.is_empty() { Ended::Done } else { Ended::Faults })
+}
+
+/// Lines of columns as wide as their widest cell; the columns in `right` are numbers.
+fn table<const N: usize>(rows: &[[String; N]], right: &[usize]) -> Vec<String> {
+    let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
+    let widths: Vec<usize> = (0..N).map(width).collect();
+    let line = |row: &[String; N]| {
+        let cells = row.iter().enumerate().map(|(n, cell)| {
+            let width = widths[n];
+            if right.contains(&n) { format!("{cell:>width$}") } else { format!("{cell:<width$}") }
+        });
+        cells.collect::<Vec<_>>().join("  ").trim_end().to_owned()
+    };
+    rows.iter().map(line).collect()
+}
+
+pub fn create(context: &Context<'_>, dir: &Path) -> Result<Ended> {
+    let volume = create_local(dir, System.now()?)?;
+    if context.out.is_json() {
+        context.out.object("result", &list::info(&volume)?)?;
+    } else {
+        context.out.say(&format!("volume {} made in {}", volume.file.id.as_str(), volume.shown));
+    }
+    Ok(Ended::Done)
+}
+
+pub fn info(context: &Context<'_>, dir: Option<&Path>) -> Result<Ended> {
+    let volume = match dir {
+        Some(dir) => open_local(dir)?,
+        None => context.volume()?,
+    };
+    let info = list::info(&volume)?;
+    if context.out.is_json() {
+        context.out.object("result", &info)?;
+        return Ok(Ended::Done);
+    }
+    let free = info.free_bytes.map_or_else(|| "not known".to_owned(), show_size);
+    for (name, value) in [
+        ("volume", info.volume),
+        ("id", info.id),
+        ("format", info.format_version.to_string()),
+        ("created", info.created_at.to_string()),
+        ("jobs", info.jobs.to_string()),
+        ("snapshots", info.snapshots.to_string()),
+        ("stored", show_size(info.stored_bytes)),
+        ("free", free),
+    ] {
+        context.out.line(&format!("{name:<10} {value}"))?;
+    }
+    Ok::<_, Error>(Ended::Done)
+}

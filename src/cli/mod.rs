@@ -1,0 +1,77 @@
+//! The command line: one file a verb, and the only floor that prints.
+
+mod exit;
+mod list;
+mod output;
+mod progress;
+mod shell;
+mod signals;
+mod snapshot;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use crate::{
+    config::{
+        meaning,
+        typed::{Cli, Command, Global, VolumeCommand},
+    },
+    error::Result,
+    volume::{Volume, local::LocalStore, open_local},
+};
+use output::Output;
+
+/// Runs bk with the process's arguments.
+pub fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(e) => return output::usage(&e),
+    };
+    let out = Output::new(cli.global.json, cli.global.quiet);
+    let result = signals::watch().and_then(|signals| run(&cli, &out, &signals));
+    exit::code(&out, result)
+}
+
+/// How a verb ended when it did not fail.
+enum Ended {
+    Done,
+    /// Done, but not all of it: exit 3.
+    Incomplete,
+    /// Faults were found in what is stored: exit 8.
+    Faults,
+}
+
+fn run(cli: &Cli, out: &Output, signals: &signals::Signals) -> Result<Ended> {
+    let context = Context { global: &cli.global, out, signals };
+    match &cli.command {
+        Command::Snapshot(args) => snapshot::run(&context, args),
+        Command::List(args) => list::run(&context, args),
+        Command::Volume(VolumeCommand::Create { dir }) => list::create(&context, dir),
+        Command::Volume(VolumeCommand::Info { dir }) => list::info(&context, dir.as_deref()),
+        Command::Completions { shell } => shell::completions(*shell),
+        Command::Man { dir } => shell::man(dir),
+        _ => Ok(Ended::Done),
+    }
+}
+
+/// What every verb needs.
+struct Context<'a> {
+    global: &'a Global,
+    out: &'a Output,
+    signals: &'a signals::Signals,
+}
+
+impl Context<'_> {
+    fn volume(&self) -> Result<Volume> {
+        open_local(&meaning::volume(self.global)?)
+    }
+
+    fn local(&self) -> Result<LocalStore> {
+        LocalStore::open(&meaning::volume(self.global)?)
+    }
+
+    fn progress(&self, verb: &'static str) -> progress::Progress<'_> {
+        progress::Progress::new(self.out, self.signals, verb)
+    }
+}

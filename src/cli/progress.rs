@@ -1,0 +1,137 @@
+//! Progress on a terminal: one ticker thread over atomic counters. Elsewhere only warnings are shown.
+
+use std::{
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+use super::{output::Output, signals::Signals};
+use crate::{
+    model::{show, units::show_size},
+    monitor::Monitor,
+};
+
+/// How often the line is drawn.
+const TICK: Duration = Duration::from_millis(250);
+
+/// Counts and shows.
+pub struct Progress<'a> {
+    out: &'a Output,
+    signals: &'a Signals,
+    started: Instant,
+    counts: Arc<Counts>,
+    bar: Option<ProgressBar>,
+    ticker: Option<(std::thread::JoinHandle<()>, std::sync::mpsc::Sender<()>)>,
+}
+
+#[derive(Default)]
+struct Counts {
+    entries: AtomicU64,
+    bytes: AtomicU64,
+    entries_expected: AtomicU64,
+    bytes_expected: AtomicU64,
+    path: Mutex<Vec<u8>>,
+}
+
+impl<'a> Progress<'a> {
+    /// Begins; draws only on a terminal.
+    pub fn new(out: &'a Output, signals: &'a Signals, verb: &'static str) -> Self {
+        let counts = Arc::new(Counts::default());
+        let started = Instant::now();
+        let mut progress = Self { out, signals, started, counts: Arc::clone(&counts), bar: None, ticker: None };
+        if out.draws() {
+            let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
+            if let Ok(style) = ProgressStyle::with_template("{spinner} {wide_msg}") {
+                bar.set_style(style);
+            }
+            let (stop, stopped) = std::sync::mpsc::channel();
+            let shown = bar.clone();
+            let ticker = std::thread::spawn(move || {
+                while stopped.recv_timeout(TICK) == Err(std::sync::mpsc::RecvTimeoutError::Timeout) {
+                    shown.set_message(counts.line(verb, started.elapsed()));
+                    shown.tick();
+                }
+            });
+            progress.bar = Some(bar);
+            progress.ticker = Some((ticker, stop));
+        }
+        progress
+    }
+
+    /// Since the start.
+    pub fn elapsed(&self) -> Duration {
+        self.started.elapsed()
+    }
+}
+
+impl Counts {
+    #[expect(clippy::cast_precision_loss, clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "shown with three digits")]
+    fn line(&self, verb: &str, elapsed: Duration) -> String {
+        let load = |n: &AtomicU64| n.load(Ordering::Relaxed);
+        let (entries, bytes) = (load(&self.entries), load(&self.bytes));
+        let rate = bytes as f64 / elapsed.as_secs_f64().max(0.001);
+        let path = self.path.lock().map(|path| show::name(&path)).unwrap_or_default();
+        let expected = load(&self.bytes_expected);
+        let mut line = format!("{verb} {entries} entries, {}", show_size(bytes));
+        if expected > 0 {
+            let left = expected.saturating_sub(bytes) as f64 / rate.max(1.0);
+            let percent = bytes as f64 / expected as f64 * 100.0;
+            line += &format!(" of {} ({percent:.0} %), {} left", show_size(expected), show_time(left as u64));
+        }
+        format!("{line}, {}/s  {path}", show_size(rate as u64))
+    }
+}
+
+/// `1:02:03` or `2:03`.
+pub fn show_time(seconds: u64) -> String {
+    let (hours, minutes, seconds) = (seconds / 3600, seconds / 60 % 60, seconds % 60);
+    if hours > 0 { format!("{hours}:{minutes:02}:{seconds:02}") } else { format!("{minutes}:{seconds:02}") }
+}
+
+impl Monitor for Progress<'_> {
+    fn warn(&self, text: &str) {
+        match &self.bar {
+            Some(bar) => bar.suspend(|| self.out.warn(text)),
+            None => self.out.warn(text),
+        }
+    }
+
+    fn advance(&self, entries: u64, bytes: u64, path: &[u8]) {
+        self.counts.entries.fetch_add(entries, Ordering::Relaxed);
+        self.counts.bytes.fetch_add(bytes, Ordering::Relaxed);
+        if self.bar.is_some()
+            && !path.is_empty()
+            && let Ok(mut shown) = self.counts.path.try_lock()
+        {
+            shown.clear();
+            shown.extend_from_slice(path);
+        }
+    }
+
+    fn expect(&self, entries: u64, bytes: u64) {
+        self.counts.entries_expected.store(entries, Ordering::Relaxed);
+        self.counts.bytes_expected.store(bytes, Ordering::Relaxed);
+    }
+
+    fn interrupted(&self) -> Option<i32> {
+        self.signals.seen()
+    }
+}
+
+impl Drop for Progress<'_> {
+    /// Clears the line.
+    fn drop(&mut self) {
+        if let Some((ticker, stop)) = self.ticker.take() {
+            drop(stop);
+            let _ = ticker.join();
+        }
+        if let Some(bar) = &self.bar {
+            bar.finish_and_clear();
+        }
+    }
+}

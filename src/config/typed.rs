@@ -1,0 +1,251 @@
+//! What was typed: the command line as clap reads it, before anything is decided.
+//!
+//! `bk help`, shell completions and the man pages are all made from these definitions.
+
+use std::{ffi::OsString, path::PathBuf};
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// Backups on clusters, restorable with stock tools.
+#[derive(Debug, Parser)]
+#[command(name = "bk", version, propagate_version = true, max_term_width = 100)]
+#[command(after_help = "A snapshot is named job/17, job/latest or job/latest~2.\nExit codes: 0 done, 1 error, 2 usage, 3 done but incomplete, 4 volume, 6 lost to another run, 8 integrity, 9 no space, 128+n signal.")]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+    /// What every command takes.
+    #[command(flatten)]
+    pub global: Global,
+}
+
+/// Options of every command.
+#[derive(Clone, Debug, Args)]
+pub struct Global {
+    /// The volume: a directory made by `bk volume create`
+    #[arg(long, global = true, env = "BK_VOLUME", value_name = "DIR", hide_env_values = true)]
+    pub volume: Option<PathBuf>,
+    /// Print JSON, one object a line
+    #[arg(long, global = true)]
+    pub json: bool,
+    /// Print no progress, no summary and no warnings
+    #[arg(long, short, global = true)]
+    pub quiet: bool,
+    /// Worker threads (default: one for each processor, at most 16)
+    #[arg(long, global = true, env = "BK_THREADS", value_name = "N")]
+    pub threads: Option<usize>,
+}
+
+/// The verbs.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Take a snapshot of trees, standard input or a command's output
+    Snapshot(SnapshotArgs),
+    /// List snapshots
+    List(ListArgs),
+    /// List the files of a snapshot
+    Ls(LsArgs),
+    /// Write a file or a stream of a snapshot to standard output
+    Cat(CatArgs),
+    /// Restore a snapshot, or parts of it
+    Restore(RestoreArgs),
+    /// Write a snapshot's tree to standard output as one tar
+    Export(ExportArgs),
+    /// Check what is stored
+    Verify(VerifyArgs),
+    /// Show what differs between two snapshots
+    Diff(DiffArgs),
+    /// Make or describe a volume
+    #[command(subcommand)]
+    Volume(VolumeCommand),
+    /// Print the completions of a shell
+    Completions {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
+    /// Write the man pages into a directory
+    #[command(hide = true)]
+    Man {
+        /// The directory
+        dir: PathBuf,
+    },
+}
+
+/// `bk snapshot`
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  bk snapshot --volume /srv/bk --job home /home /etc\n  pg_dump shop | bk snapshot --volume /srv/bk --job db --stdin shop.sql\n  bk snapshot --volume /srv/bk --job db -- pg_dump shop")]
+pub struct SnapshotArgs {
+    /// Directories and files to store; a block device is stored as a stream
+    #[arg(value_name = "PATH")]
+    pub paths: Vec<PathBuf>,
+    /// The job the snapshot belongs to
+    #[arg(long, env = "BK_JOB", value_name = "NAME")]
+    pub job: Option<String>,
+    /// Store names relative to this directory; PATHs are below it
+    #[arg(long, short = 'C', value_name = "DIR")]
+    pub directory: Option<PathBuf>,
+    /// Store standard input as a stream of this name
+    #[arg(long, value_name = "NAME", conflicts_with = "run")]
+    pub stdin: Option<String>,
+    /// Name of the stream of a command (default: the job's name)
+    #[arg(long, value_name = "NAME", requires = "run")]
+    pub stream_name: Option<String>,
+    /// Store the output of this command; it counts only when the command exits with 0
+    #[arg(last = true, value_name = "COMMAND")]
+    pub run: Vec<OsString>,
+    /// Leave out what matches: a name at any depth, or a path from the top when it begins with `/`
+    #[arg(long, short, value_name = "GLOB")]
+    pub exclude: Vec<String>,
+    /// Read such patterns from a file, one a line
+    #[arg(long, value_name = "FILE")]
+    pub exclude_file: Vec<PathBuf>,
+    /// Store directories marked by a CACHEDIR.TAG empty
+    #[arg(long)]
+    pub exclude_caches: bool,
+    /// Store directories that hold a file of this name empty, for example .nobackup
+    #[arg(long, value_name = "NAME")]
+    pub exclude_if_present: Vec<String>,
+    /// Store directories on other file systems empty
+    #[arg(long, short = 'x')]
+    pub one_file_system: bool,
+    /// zstd:1 to zstd:19, bzip2:1 to bzip2:9, or none
+    #[arg(long, value_name = "CODEC", default_value = "zstd:3", env = "BK_COMPRESSION")]
+    pub compression: String,
+    /// Content of a frame, the smallest piece that is read: a power of two from 256KiB to 64MiB
+    #[arg(long, value_name = "SIZE", default_value = "4MiB")]
+    pub frame_size: String,
+    /// Stored size of a part, 16MiB to 1GiB
+    #[arg(long, value_name = "SIZE", default_value = "64MiB")]
+    pub part_size: String,
+    /// Decode every frame again before it counts (default: one in 64)
+    #[arg(long)]
+    pub verify_write: bool,
+    /// This node's name in the record (default: the host's name)
+    #[arg(long, env = "BK_NODE", value_name = "NAME")]
+    pub node: Option<String>,
+}
+
+/// `bk list`
+#[derive(Debug, Args)]
+pub struct ListArgs {
+    /// Only this job
+    pub job: Option<String>,
+}
+
+/// `bk ls`
+#[derive(Debug, Args)]
+pub struct LsArgs {
+    /// The snapshot
+    pub snapshot: String,
+    /// A path in it; its root by default
+    pub path: Option<OsString>,
+    /// List everything below, too
+    #[arg(long, short = 'R')]
+    pub recursive: bool,
+}
+
+/// `bk cat`
+#[derive(Debug, Args)]
+pub struct CatArgs {
+    /// The snapshot
+    pub snapshot: String,
+    /// A file in it
+    #[arg(required_unless_present = "stream", conflicts_with = "stream")]
+    pub path: Option<OsString>,
+    /// A stream of it, by name
+    #[arg(long, value_name = "NAME")]
+    pub stream: Option<String>,
+    /// Only LEN bytes from OFFSET on; without LEN, to the end
+    #[arg(long, value_name = "OFFSET:LEN")]
+    pub range: Option<String>,
+}
+
+/// What happens to files that are there already.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum OverwriteArg {
+    /// Leave what is there
+    Never,
+    /// Replace files whose type, size or time differs
+    IfChanged,
+    /// Replace all files
+    Always,
+}
+
+/// `bk restore`
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  bk restore home/latest --target /tmp/back\n  bk restore home/latest --target / /home/ann/letters\n  bk restore vm/latest --stream sdb --to-device /dev/sdb")]
+pub struct RestoreArgs {
+    /// The snapshot
+    pub snapshot: String,
+    /// Restore below this directory; it is made when it is missing
+    #[arg(long, short, value_name = "DIR", required_unless_present = "to_device")]
+    pub target: Option<PathBuf>,
+    /// Only these paths of the snapshot, with all below them
+    #[arg(value_name = "PATH")]
+    pub paths: Vec<OsString>,
+    /// Only what matches
+    #[arg(long, short, value_name = "GLOB")]
+    pub include: Vec<String>,
+    /// Not what matches
+    #[arg(long, short, value_name = "GLOB")]
+    pub exclude: Vec<String>,
+    /// What happens to files that are there already
+    #[arg(long, value_enum, default_value = "if-changed")]
+    pub overwrite: OverwriteArg,
+    /// Leave out what could harm: owners, setuid bits, devices, capabilities
+    #[arg(long)]
+    pub safe: bool,
+    /// Show what would be done
+    #[arg(long, short = 'n')]
+    pub dry_run: bool,
+    /// Write a stream onto this device or existing file
+    #[arg(long, value_name = "DEVICE", requires = "stream")]
+    pub to_device: Option<PathBuf>,
+    /// The stream for --to-device
+    #[arg(long, value_name = "NAME", requires = "to_device")]
+    pub stream: Option<String>,
+}
+
+/// `bk export`
+#[derive(Debug, Args)]
+pub struct ExportArgs {
+    /// The snapshot
+    pub snapshot: String,
+}
+
+/// `bk verify`
+#[derive(Debug, Args)]
+pub struct VerifyArgs {
+    /// The snapshot; all of the volume by default
+    pub snapshot: Option<String>,
+    /// Only that all objects are there with their lengths
+    #[arg(long, conflicts_with = "data")]
+    pub quick: bool,
+    /// Also decode everything and check contents and tar headers against the index
+    #[arg(long)]
+    pub data: bool,
+}
+
+/// `bk diff`
+#[derive(Debug, Args)]
+pub struct DiffArgs {
+    /// The older snapshot
+    pub a: String,
+    /// The newer one
+    pub b: String,
+}
+
+/// `bk volume`
+#[derive(Debug, Subcommand)]
+pub enum VolumeCommand {
+    /// Make a directory a volume
+    Create {
+        /// The directory; made when it is missing
+        dir: PathBuf,
+    },
+    /// Describe a volume
+    Info {
+        /// The directory (default: --volume)
+        dir: Option<PathBuf>,
+    },
+}

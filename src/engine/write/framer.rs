@@ -1,0 +1,211 @@
+//! Lays a stream out in frames: each a buffer that is filled in place and handed to the pipeline.
+//!
+//! Small contents lie whole in one frame. A content longer than a frame begins at the start of one, so that each of its frames is a
+//! subtree of its BLAKE3 and the workers can hash them in parallel.
+
+use crossbeam_channel::{Receiver, Sender};
+
+use crate::{
+    error::{Error, Kind, Result},
+    model::entry::Entry,
+};
+
+/// Content in a frame that is hashed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Slice {
+    /// Where it begins in the frame.
+    pub start: usize,
+    /// Its length.
+    pub len: usize,
+    /// What it is.
+    pub role: Role,
+}
+
+/// What a slice is to its content.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// All of it.
+    Whole,
+    /// A piece at this offset; others come before or after it.
+    Piece {
+        /// Offset in the content.
+        offset: u64,
+        /// Whether it is the last.
+        last: bool,
+    },
+}
+
+/// A frame on its way to a worker.
+pub struct Plain {
+    /// Place in the order of all frames.
+    pub number: u64,
+    /// 0 is the tree, 1… named streams.
+    pub stream: u32,
+    /// Offset of its first byte in the plain stream.
+    pub offset: u64,
+    /// The buffer; the first `len` bytes count.
+    pub buf: Vec<u8>,
+    /// Length of its content.
+    pub len: usize,
+    /// Whether it begins with a member's header, or begins a stream.
+    pub starts_member: bool,
+    /// Length of the content that runs on from the frame before; 0 when none does.
+    pub runs_on: u64,
+    /// Content in it, in order.
+    pub slices: Vec<Slice>,
+    /// Entries that are complete with this frame, in order.
+    pub rows: Vec<Entry>,
+    /// Whether the stream ends with it.
+    pub ends_stream: bool,
+}
+
+/// Fills frames.
+pub struct Framer {
+    frame_len: usize,
+    out: Sender<Plain>,
+    pool: Receiver<Vec<u8>>,
+    frame: Plain,
+}
+
+fn stopped() -> Error {
+    // The cause is with the thread that stopped; the pipeline tells it instead of this.
+    Error::new(Kind::Other, "the pipeline has stopped")
+}
+
+impl Framer {
+    /// A framer for frames of `frame_len` bytes that takes empty buffers from `pool` and sends full ones to `out`.
+    pub fn new(frame_len: usize, out: Sender<Plain>, pool: Receiver<Vec<u8>>) -> Result<Self> {
+        let buf = pool.recv().map_err(|_| stopped())?;
+        let frame = Plain {
+            number: 0,
+            stream: 0,
+            offset: 0,
+            buf,
+            len: 0,
+            starts_member: true,
+            runs_on: 0,
+            slices: Vec::new(),
+            rows: Vec::new(),
+            ends_stream: false,
+        };
+        Ok(Self { frame_len, out, pool, frame })
+    }
+
+    /// Begins stream `stream`; the one before must be ended.
+    pub fn begin(&mut self, stream: u32) {
+        self.frame.stream = stream;
+    }
+
+    /// Length of a frame.
+    pub fn frame_len(&self) -> usize {
+        self.frame_len
+    }
+
+    /// Offset in the plain stream of the next byte.
+    pub fn offset(&self) -> u64 {
+        self.frame.offset + self.frame.len as u64
+    }
+
+    /// Makes room for `len` bytes that must not straddle frames; `len` is at most a frame.
+    pub fn reserve(&mut self, len: usize) -> Result<()> {
+        if self.frame.len + len > self.frame_len { self.cut(true, 0) } else { Ok(()) }
+    }
+
+    /// Appends bytes, over as many frames as they need.
+    pub fn put(&mut self, mut bytes: &[u8]) -> Result<()> {
+        while !bytes.is_empty() {
+            let room = self.frame_len - self.frame.len;
+            if room == 0 {
+                self.cut(false, bytes.len() as u64)?;
+                continue;
+            }
+            let now = room.min(bytes.len());
+            self.frame.buf[self.frame.len..self.frame.len + now].copy_from_slice(&bytes[..now]);
+            self.frame.len += now;
+            bytes = &bytes[now..];
+        }
+        Ok(())
+    }
+
+    /// Appends zeros up to a multiple of `block`, within the frame: `block` divides the frame's length.
+    pub fn pad(&mut self, block: usize) {
+        let end = self.frame.len.next_multiple_of(block).min(self.frame_len);
+        self.frame.buf[self.frame.len..end].fill(0);
+        self.frame.len = end;
+    }
+
+    /// Where the next byte goes in the frame: for [`Self::rewind`].
+    pub fn mark(&self) -> usize {
+        self.frame.len
+    }
+
+    /// Takes back what was put since `mark`, which must be of this frame.
+    pub fn rewind(&mut self, mark: usize) {
+        self.frame.len = mark;
+    }
+
+    /// The rest of the frame, to read into; [`Self::advance`] says how much was read.
+    pub fn spare(&mut self) -> &mut [u8] {
+        &mut self.frame.buf[self.frame.len..]
+    }
+
+    /// Counts bytes read into [`Self::spare`].
+    pub fn advance(&mut self, len: usize) {
+        self.frame.len += len;
+    }
+
+    /// Says that the last `len` bytes are content.
+    pub fn slice(&mut self, len: usize, role: Role) {
+        self.frame.slices.push(Slice { start: self.frame.len - len, len, role });
+    }
+
+    /// Adds an entry: complete, in order.
+    pub fn row(&mut self, row: Entry) {
+        self.frame.rows.push(row);
+    }
+
+    /// How many entries wait in the frame.
+    pub fn row_count(&self) -> usize {
+        self.frame.rows.len()
+    }
+
+    /// Sends the frame and begins the next, which starts with a member's header or inside content of `runs_on` bytes.
+    pub fn cut(&mut self, starts_member: bool, runs_on: u64) -> Result<()> {
+        if self.frame.len == 0 && self.frame.rows.is_empty() {
+            (self.frame.starts_member, self.frame.runs_on) = (starts_member, runs_on);
+            return Ok(());
+        }
+        let next = Plain {
+            number: self.frame.number + 1,
+            stream: self.frame.stream,
+            offset: self.offset(),
+            buf: self.pool.recv().map_err(|_| stopped())?,
+            len: 0,
+            starts_member,
+            runs_on,
+            slices: Vec::new(),
+            rows: Vec::new(),
+            ends_stream: false,
+        };
+        self.out.send(std::mem::replace(&mut self.frame, next)).map_err(|_| stopped())
+    }
+
+    /// Ends the stream; the next one begins at offset 0.
+    pub fn end_stream(&mut self) -> Result<()> {
+        self.frame.ends_stream = true;
+        let number = self.frame.number + 1;
+        let next = Plain {
+            number,
+            stream: self.frame.stream,
+            offset: 0,
+            buf: self.pool.recv().map_err(|_| stopped())?,
+            len: 0,
+            starts_member: true,
+            runs_on: 0,
+            slices: Vec::new(),
+            rows: Vec::new(),
+            ends_stream: false,
+        };
+        self.out.send(std::mem::replace(&mut self.frame, next)).map_err(|_| stopped())
+    }
+}

@@ -1,0 +1,320 @@
+//! The run book of `bk snapshot`: check the volume, read the log's head, store, index, commit.
+
+use std::{ffi::OsString, path::PathBuf};
+
+use serde::Serialize;
+
+use crate::{
+    clock::Clock,
+    engine::{
+        catalog,
+        write::{
+            framer::Framer,
+            index::IndexWriter,
+            links::Links,
+            part::{PartWriter, Stored, Target},
+            pipeline, stream, tree,
+        },
+    },
+    error::{Error, Kind, Result},
+    format::{
+        layout::{INDEX_NAME, RESTORE_NAME, run_dir},
+        record::{Incomplete, ObjectRef, Origin, Snapshot, Stream, Totals},
+        restore_txt,
+        volume::FORMAT_VERSION,
+    },
+    model::{
+        digest::Digest,
+        ids::{Name, Nonce, RunId},
+        time::Instant,
+    },
+    monitor::Monitor,
+    source::{
+        command::{Producer, Watched},
+        roots::{self, Roots},
+        select::Selection,
+        walk::Walk,
+    },
+    volume::{Created, Volume, local::LocalStore},
+};
+
+/// A volume with less space than this is full before anything is read, bytes.
+const FREE_BYTES_MIN: u64 = 1 << 20;
+
+/// What is asked for.
+#[derive(Clone, Debug)]
+pub struct Request {
+    /// The job.
+    pub job: Name,
+    /// This node's name.
+    pub node: String,
+    /// Names are relative to this directory; `/` when `None`.
+    pub base: Option<PathBuf>,
+    /// Paths to store.
+    pub sources: Vec<PathBuf>,
+    /// What is left out of them.
+    pub selection: Selection,
+    /// The patterns as they were given, for the job's definition.
+    pub patterns: Vec<String>,
+    /// A stream to store, and its name.
+    pub stream: Option<(Name, Input)>,
+    /// Workers, codec, frames, verification.
+    pub pipeline: pipeline::Settings,
+    /// A part is full from this many stored bytes on.
+    pub part_len: u64,
+}
+
+/// Where a stream comes from.
+#[derive(Clone, Debug)]
+pub enum Input {
+    /// Standard input.
+    Stdin,
+    /// The standard output of a command.
+    Command(Vec<OsString>),
+}
+
+/// What a snapshot came to.
+#[derive(Clone, Debug, Serialize)]
+pub struct Outcome {
+    /// `job/seq`
+    pub snapshot: String,
+    /// `done`, or `incomplete`.
+    pub outcome: &'static str,
+    /// The run.
+    pub run_id: String,
+    /// 0 to 9.
+    pub level: u8,
+    /// When the run began.
+    pub taken_at: Instant,
+    /// Sums.
+    pub totals: Totals,
+    /// Warnings given.
+    pub warnings: u64,
+    /// The first entries that are not what was there.
+    pub incomplete: Vec<Incomplete>,
+    /// Named streams.
+    pub streams: Vec<Stream>,
+}
+
+/// Takes a snapshot. `local` is the volume's directory, which is never stored in itself.
+pub fn run(volume: &Volume, local: Option<&LocalStore>, request: &Request, clock: &dyn Clock, monitor: &dyn Monitor) -> Result<Outcome> {
+    let roots = roots::resolve(request.base.as_deref(), &request.sources)?;
+    let names = stream_names(request, &roots)?;
+    if roots.tree == roots::Node::default() && names.is_empty() {
+        return Err(Error::usage("there is nothing to store").with_hint("name paths, --stdin NAME, or -- COMMAND"));
+    }
+    check_volume(volume)?;
+    let head = catalog::head(volume, &request.job)?;
+    let taken_at = clock.now()?;
+    let run_id = RunId::new(clock.unix_ms())?;
+    let run = Run { volume, local, request, monitor, roots, names, dir: run_dir(&request.job, run_id) };
+    let stored = run.store().and_then(|(tree, streams, stored)| {
+        let mut snapshot = run.record(run_id, head, taken_at, &tree, streams, &stored)?;
+        run.restore_txt(&mut snapshot, &stored.parts)?;
+        if let Some(signal) = monitor.interrupted() {
+            return Err(Error::new(Kind::Signal(signal), "interrupted"));
+        }
+        Ok((snapshot, tree))
+    });
+    let (snapshot, tree) = stored.inspect_err(|_| run.remove_objects())?;
+    if let Err(e) = catalog::commit(volume, snapshot.clone()) {
+        // Only what is certainly not recorded may go.
+        if let Ok(false) = catalog::is_recorded(volume, &snapshot) {
+            run.remove_objects();
+        }
+        return Err(e);
+    }
+    Ok(Outcome {
+        snapshot: format!("{}/{}", snapshot.job, snapshot.seq),
+        outcome: if snapshot.totals.incomplete > 0 { "incomplete" } else { "done" },
+        run_id: run_id.to_string(),
+        level: snapshot.level,
+        taken_at,
+        totals: snapshot.totals,
+        warnings: tree.warnings,
+        incomplete: snapshot.incomplete,
+        streams: snapshot.streams,
+    })
+}
+
+fn check_volume(volume: &Volume) -> Result<()> {
+    volume.store.check_writable()?;
+    match volume.store.free_bytes()? {
+        Some(free) if free < FREE_BYTES_MIN => {
+            Err(Error::new(Kind::NoSpace, format!("{} has only {free} bytes free", volume.shown)))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// The names of all streams in the order they are stored: block devices, then the stream asked for.
+fn stream_names(request: &Request, roots: &Roots) -> Result<Vec<Name>> {
+    let mut names = Vec::new();
+    for device in &roots.devices {
+        let base = device.file_name().map(|name| name.to_string_lossy().to_lowercase()).unwrap_or_default();
+        names.push(base.parse::<Name>().map_err(|e| e.context(format!("a stream for {}", device.display())))?);
+    }
+    names.extend(request.stream.iter().map(|(name, _)| name.clone()));
+    let mut sorted = names.clone();
+    sorted.sort();
+    if sorted.windows(2).any(|pair| pair[0] == pair[1]) {
+        return Err(Error::usage("two streams have the same name"));
+    }
+    Ok(names)
+}
+
+struct Run<'a> {
+    volume: &'a Volume,
+    local: Option<&'a LocalStore>,
+    request: &'a Request,
+    monitor: &'a dyn Monitor,
+    roots: Roots,
+    names: Vec<Name>,
+    dir: String,
+}
+
+impl Run<'_> {
+    fn store(&self) -> Result<(tree::Outcome, Vec<(Name, Origin)>, Stored)> {
+        let store = &self.volume.store;
+        let index = IndexWriter::new(store.create(&format!("{}{INDEX_NAME}", self.dir))?);
+        let target = Target {
+            store: store.clone(),
+            dir: self.dir.clone(),
+            streams: self.names.clone(),
+            codec: self.request.pipeline.codec,
+            part_len: self.request.part_len,
+        };
+        let writer = PartWriter::new(target, index);
+        let ((tree, streams), stored) = pipeline::run(self.request.pipeline, writer, |framer| self.fill(framer))?;
+        Ok((tree, streams, stored))
+    }
+
+    fn fill(&self, framer: &mut Framer) -> Result<(tree::Outcome, Vec<(Name, Origin)>)> {
+        let mut outcome = tree::Outcome::default();
+        if self.roots.tree != roots::Node::default() {
+            let volume = self.local.and_then(|local| rustix::fs::fstat(local.root()).ok()).map(|stat| (stat.st_dev, stat.st_ino));
+            let walk = Walk::new(&self.roots, &self.request.selection, volume);
+            let scratch = || self.volume.store.scratch();
+            outcome = tree::store(framer, walk, Links::new(&scratch), self.monitor)?;
+        }
+        for text in &self.roots.warnings {
+            self.monitor.warn(text);
+        }
+        for path in &self.roots.missing {
+            self.monitor.warn(&format!("no such source: {path}"));
+            outcome.incomplete.push(Incomplete { path: path.clone(), why: "no such source".to_owned() });
+            outcome.totals.incomplete += 1;
+        }
+        let mut streams = Vec::new();
+        for (n, name) in self.names.iter().enumerate() {
+            let number = u32::try_from(n + 1).map_err(|_| Error::usage("too many streams"))?;
+            let (len, origin) = match self.roots.devices.get(n) {
+                Some(device) => (self.device(framer, number, name, device)?, Origin::Device),
+                None => self.stream(framer, number, name)?,
+            };
+            outcome.totals.content_bytes += len;
+            streams.push((name.clone(), origin));
+        }
+        Ok((outcome, streams))
+    }
+
+    fn device(&self, framer: &mut Framer, number: u32, name: &Name, device: &std::path::Path) -> Result<u64> {
+        let mut file = std::fs::File::open(device).map_err(|e| Error::io(format!("cannot open {}", device.display()), e))?;
+        not_empty(name, stream::store(framer, number, name.as_str(), &mut file, self.monitor)?)
+    }
+
+    fn stream(&self, framer: &mut Framer, number: u32, name: &Name) -> Result<(u64, Origin)> {
+        match &self.request.stream {
+            Some((_, Input::Command(argv))) => {
+                let mut producer = Producer::start(argv)?;
+                let mut output = Watched::new(producer.output()?, self.monitor);
+                let len = stream::store(framer, number, name.as_str(), &mut output, self.monitor)?;
+                drop(output);
+                // A command that fails says so itself, before "the stream is empty" does.
+                producer.finish()?;
+                Ok((not_empty(name, len)?, Origin::Command))
+            }
+            _ => {
+                let mut input = Watched::stdin(self.monitor)?;
+                let len = stream::store(framer, number, name.as_str(), &mut input, self.monitor)?;
+                Ok((not_empty(name, len)?, Origin::Unverified))
+            }
+        }
+    }
+
+    fn record(&self, run_id: RunId, head: catalog::Head, taken_at: Instant, tree: &tree::Outcome, streams: Vec<(Name, Origin)>, stored: &Stored) -> Result<Snapshot> {
+        let request = self.request;
+        let streams = streams.into_iter().zip(&stored.streams);
+        Ok(Snapshot {
+            format_version: FORMAT_VERSION,
+            job: request.job.clone(),
+            cluster: None,
+            node: request.node.clone(),
+            run_id,
+            nonce: Nonce::new()?,
+            epoch: 0,
+            seq: head.seq + 1,
+            prev: head.digest,
+            level: 0,
+            base: None,
+            taken_at,
+            expires_at: None,
+            definition: self.definition()?,
+            codec: request.pipeline.codec,
+            sources: self.roots.shown.iter().cloned().chain(self.roots.devices.iter().map(|d| d.display().to_string())).collect(),
+            streams: streams.map(|((name, origin), &(digest, content_bytes))| Stream { name, origin, content_bytes, digest }).collect(),
+            index: stored.index.clone(),
+            restore_txt: ObjectRef { name: RESTORE_NAME.to_owned(), len: 0, digest: Digest([0; 32]) },
+            totals: Totals {
+                stored_bytes: stored.stored_bytes,
+                index_bytes: stored.index.len,
+                parts: stored.parts.len() as u64,
+                ..tree.totals
+            },
+            incomplete: tree.incomplete.clone(),
+            crypto: None,
+            sig: None,
+        })
+    }
+
+    /// What was asked for, as a digest: an increment of another definition is no increment.
+    fn definition(&self) -> Result<Digest> {
+        let request = self.request;
+        let definition = serde_json::json!({
+            "base": request.base.as_ref().map(|_| self.roots.base.display().to_string()),
+            "sources": self.roots.shown,
+            "exclude": request.patterns,
+            "exclude_caches": request.selection.exclude_caches,
+            "exclude_if_present": request.selection.exclude_if_present,
+            "one_file_system": request.selection.one_file_system,
+            "streams": self.names,
+        });
+        let bytes = serde_json::to_vec(&definition).map_err(|e| Error::usage(format!("cannot write the definition: {e}")))?;
+        Ok(Digest::of(&bytes))
+    }
+
+    fn restore_txt(&self, snapshot: &mut Snapshot, parts: &[String]) -> Result<()> {
+        let text = restore_txt::text(snapshot, parts);
+        let key = format!("{}{RESTORE_NAME}", self.dir);
+        if self.volume.store.put_new(&key, text.as_bytes())? == Created::Exists {
+            return Err(Error::new(Kind::Lost, format!("{key} exists already")));
+        }
+        snapshot.restore_txt.len = text.len() as u64;
+        snapshot.restore_txt.digest = Digest::of(text.as_bytes());
+        Ok(())
+    }
+
+    /// Removes what this run stored: it is not recorded, so nothing refers to it. What cannot be removed is an orphan and harmless.
+    fn remove_objects(&self) {
+        for item in self.volume.store.list(&self.dir).unwrap_or_default() {
+            let _ = self.volume.store.delete(&item.key);
+        }
+    }
+}
+
+fn not_empty(name: &Name, len: u64) -> Result<u64> {
+    if len > 0 {
+        return Ok(len);
+    }
+    Err(Error::new(Kind::Other, format!("the stream {name} is empty: nothing was stored")))
+}

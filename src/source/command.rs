@@ -1,0 +1,127 @@
+//! A command whose standard output is a stream. It counts only when the output ended and the command exited with 0.
+
+use std::{
+    io::Read,
+    os::unix::process::{CommandExt, ExitStatusExt},
+    process::{Child, Command, Stdio},
+};
+
+use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
+    io::Errno,
+};
+
+use crate::{
+    error::{Error, Kind, Result},
+    monitor::Monitor,
+};
+
+/// Pipes are asked to hold this many bytes: fewer switches between producer and bk.
+const PIPE_LEN: usize = 1 << 20;
+
+/// A pipe or file that is read as long as the run was not interrupted.
+pub struct Watched<'a> {
+    file: std::fs::File,
+    monitor: &'a dyn Monitor,
+}
+
+impl<'a> Watched<'a> {
+    /// Reads `fd`.
+    pub fn new(fd: std::os::fd::OwnedFd, monitor: &'a dyn Monitor) -> Self {
+        // Fails for what is no pipe, and then makes no difference.
+        let _ = rustix::pipe::fcntl_setpipe_size(&fd, PIPE_LEN);
+        Self { file: fd.into(), monitor }
+    }
+
+    /// Standard input.
+    pub fn stdin(monitor: &'a dyn Monitor) -> Result<Self> {
+        use std::os::fd::AsFd;
+        let stdin = std::io::stdin();
+        let fd = stdin.as_fd().try_clone_to_owned().map_err(|e| Error::io("cannot use standard input", e))?;
+        Ok(Self::new(fd, monitor))
+    }
+}
+
+impl Read for Watched<'_> {
+    fn read(&mut self, buf: &mut [u8]) -> std::io::Result<usize> {
+        let quarter = Timespec { tv_sec: 0, tv_nsec: 250_000_000 };
+        loop {
+            if self.monitor.interrupted().is_some() {
+                return Err(std::io::Error::other("interrupted"));
+            }
+            match poll(&mut [PollFd::new(&self.file, PollFlags::IN)], Some(&quarter)) {
+                Ok(0) | Err(Errno::INTR) => {}
+                Ok(_) => return self.file.read(buf),
+                Err(e) => return Err(e.into()),
+            }
+        }
+    }
+}
+
+/// A running command.
+pub struct Producer {
+    child: Child,
+    name: String,
+    done: bool,
+}
+
+impl Producer {
+    /// Starts `argv` in a process group of its own, so that it can be ended with all it started.
+    pub fn start(argv: &[std::ffi::OsString]) -> Result<Self> {
+        let Some((program, args)) = argv.split_first() else {
+            return Err(Error::usage("there is no command after `--`"));
+        };
+        let name = program.display().to_string();
+        let child = Command::new(program)
+            .args(args)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .process_group(0)
+            .spawn()
+            .map_err(|e| Error::io(format!("cannot start `{name}`"), e).with_kind(Kind::Other))?;
+        Ok(Self { child, name, done: false })
+    }
+
+    /// Its standard output.
+    pub fn output(&mut self) -> Result<std::os::fd::OwnedFd> {
+        let out = self.child.stdout.take().ok_or_else(|| Error::new(Kind::Other, "the output is read already"))?;
+        Ok(out.into())
+    }
+
+    /// Waits for its end; anything but exit 0 is an error. Its output must have ended.
+    pub fn finish(mut self) -> Result<()> {
+        let status = self.child.wait().map_err(|e| Error::io(format!("cannot wait for `{}`", self.name), e))?;
+        self.done = true;
+        if status.success() {
+            return Ok(());
+        }
+        let how = match (status.code(), status.signal()) {
+            (Some(code), _) => format!("exited with {code}"),
+            (None, Some(signal)) => format!("was ended by signal {signal}"),
+            (None, None) => "failed".to_owned(),
+        };
+        Err(Error::new(Kind::Other, format!("`{}` {how}: nothing was stored", self.name)))
+    }
+}
+
+impl Drop for Producer {
+    /// A run that fails first ends its producer: TERM to the whole group.
+    fn drop(&mut self) {
+        if self.done {
+            return;
+        }
+        if let Ok(pid) = i32::try_from(self.child.id())
+            && let Some(pid) = rustix::process::Pid::from_raw(pid)
+        {
+            let _ = rustix::process::kill_process_group(pid, rustix::process::Signal::TERM);
+            for _ in 0..100 {
+                if matches!(self.child.try_wait(), Ok(Some(_))) {
+                    return;
+                }
+                std::thread::sleep(std::time::Duration::from_millis(100));
+            }
+            let _ = rustix::process::kill_process_group(pid, rustix::process::Signal::KILL);
+        }
+        let _ = self.child.wait();
+    }
+}

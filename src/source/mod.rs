@@ -1,0 +1,8 @@
+//! What is read: trees of files, and streams from commands.
+
+pub mod command;
+pub mod listing;
+pub mod meta;
+pub mod roots;
+pub mod select;
+pub mod walk;
