@@ -189,7 +189,7 @@ impl Run<'_> {
         Ok((tree, streams, stored))
     }
 
-    fn fill(&self, framer: &mut Framer) -> Result<(tree::Outcome, Vec<(Name, Origin)>)> {
+    fn fill(&self, framer: &mut Framer<'_>) -> Result<(tree::Outcome, Vec<(Name, Origin)>)> {
         let mut outcome = tree::Outcome::default();
         if self.roots.tree != roots::Node::default() {
             let volume = self.local.and_then(|local| rustix::fs::fstat(local.root()).ok()).map(|stat| (stat.st_dev, stat.st_ino));
@@ -218,12 +218,12 @@ impl Run<'_> {
         Ok((outcome, streams))
     }
 
-    fn device(&self, framer: &mut Framer, number: u32, name: &Name, device: &std::path::Path) -> Result<u64> {
+    fn device(&self, framer: &mut Framer<'_>, number: u32, name: &Name, device: &std::path::Path) -> Result<u64> {
         let mut file = std::fs::File::open(device).map_err(|e| Error::io(format!("cannot open {}", device.display()), e))?;
         not_empty(name, stream::store(framer, number, name.as_str(), &mut file, self.monitor)?)
     }
 
-    fn stream(&self, framer: &mut Framer, number: u32, name: &Name) -> Result<(u64, Origin)> {
+    fn stream(&self, framer: &mut Framer<'_>, number: u32, name: &Name) -> Result<(u64, Origin)> {
         match &self.request.stream {
             Some((_, Input::Command(argv))) => {
                 let mut producer = Producer::start(argv)?;

@@ -3,7 +3,9 @@
 //! Small contents lie whole in one frame. A content longer than a frame begins at the start of one, so that each of its frames is a
 //! subtree of its BLAKE3 and the workers can hash them in parallel.
 
-use crossbeam_channel::{Receiver, Sender};
+use std::time::Duration;
+
+use crossbeam_channel::{Receiver, Sender, TryRecvError};
 
 use crate::{
     error::{Error, Kind, Result},
@@ -60,21 +62,26 @@ pub struct Plain {
 }
 
 /// Fills frames.
-pub struct Framer {
+pub struct Framer<'a> {
     frame_len: usize,
     out: Sender<Plain>,
     pool: Receiver<Vec<u8>>,
+    /// Does a worker's step when no buffer is free; false when there was nothing to do.
+    help: &'a mut dyn FnMut() -> Result<bool>,
     frame: Plain,
 }
 
-fn stopped() -> Error {
-    // The cause is with the thread that stopped; the pipeline tells it instead of this.
+/// How often a thread that waits for a buffer looks whether another has failed.
+const WAIT: Duration = Duration::from_millis(100);
+
+/// The pipeline has stopped: the cause is with the thread that stopped.
+pub fn stopped() -> Error {
     Error::new(Kind::Other, "the pipeline has stopped")
 }
 
-impl Framer {
+impl<'a> Framer<'a> {
     /// A framer for frames of `frame_len` bytes that takes empty buffers from `pool` and sends full ones to `out`.
-    pub fn new(frame_len: usize, out: Sender<Plain>, pool: Receiver<Vec<u8>>) -> Result<Self> {
+    pub fn new(frame_len: usize, out: Sender<Plain>, pool: Receiver<Vec<u8>>, help: &'a mut dyn FnMut() -> Result<bool>) -> Result<Self> {
         let buf = pool.recv().map_err(|_| stopped())?;
         let frame = Plain {
             number: 0,
@@ -88,7 +95,7 @@ impl Framer {
             rows: Vec::new(),
             ends_stream: false,
         };
-        Ok(Self { frame_len, out, pool, frame })
+        Ok(Self { frame_len, out, pool, help, frame })
     }
 
     /// Begins stream `stream`; the one before must be ended.
@@ -175,11 +182,21 @@ impl Framer {
             (self.frame.starts_member, self.frame.runs_on) = (starts_member, runs_on);
             return Ok(());
         }
+        self.send(self.offset(), starts_member, runs_on)
+    }
+
+    /// Ends the stream; the next one begins at offset 0.
+    pub fn end_stream(&mut self) -> Result<()> {
+        self.frame.ends_stream = true;
+        self.send(0, true, 0)
+    }
+
+    fn send(&mut self, offset: u64, starts_member: bool, runs_on: u64) -> Result<()> {
         let next = Plain {
             number: self.frame.number + 1,
             stream: self.frame.stream,
-            offset: self.offset(),
-            buf: self.pool.recv().map_err(|_| stopped())?,
+            offset,
+            buf: Vec::new(),
             len: 0,
             starts_member,
             runs_on,
@@ -187,25 +204,24 @@ impl Framer {
             rows: Vec::new(),
             ends_stream: false,
         };
-        self.out.send(std::mem::replace(&mut self.frame, next)).map_err(|_| stopped())
+        self.out.send(std::mem::replace(&mut self.frame, next)).map_err(|_| stopped())?;
+        self.frame.buf = self.buffer()?;
+        Ok(())
     }
 
-    /// Ends the stream; the next one begins at offset 0.
-    pub fn end_stream(&mut self) -> Result<()> {
-        self.frame.ends_stream = true;
-        let number = self.frame.number + 1;
-        let next = Plain {
-            number,
-            stream: self.frame.stream,
-            offset: 0,
-            buf: self.pool.recv().map_err(|_| stopped())?,
-            len: 0,
-            starts_member: true,
-            runs_on: 0,
-            slices: Vec::new(),
-            rows: Vec::new(),
-            ends_stream: false,
-        };
-        self.out.send(std::mem::replace(&mut self.frame, next)).map_err(|_| stopped())
+    /// A free buffer; while there is none, this thread does a worker's work.
+    fn buffer(&mut self) -> Result<Vec<u8>> {
+        loop {
+            match self.pool.try_recv() {
+                Ok(buf) => return Ok(buf),
+                Err(TryRecvError::Disconnected) => return Err(stopped()),
+                Err(TryRecvError::Empty) => {}
+            }
+            if !(self.help)()?
+                && let Ok(buf) = self.pool.recv_timeout(WAIT)
+            {
+                return Ok(buf);
+            }
+        }
     }
 }

@@ -3,12 +3,19 @@
 //! Memory is a fixed number of buffers, plain and stored, that go round. A worker takes a stored buffer before it takes a
 //! frame, so the oldest frame in flight always has one and the order can always be kept.
 
-use std::{collections::BTreeMap, sync::Mutex, thread};
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread,
+};
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 
 use super::{
-    framer::{Framer, Plain, Role},
+    framer::{self, Framer, Plain, Role},
     part::{Content, PartWriter, Sealed, Stored},
 };
 use crate::{
@@ -37,7 +44,10 @@ pub struct Settings {
 }
 
 /// Runs `fill`, which puts everything into the framer, and stores what it put through `writer`.
-pub fn run<T>(settings: Settings, writer: PartWriter, fill: impl FnOnce(&mut Framer) -> Result<T>) -> Result<(T, Stored)> {
+///
+/// The calling thread counts as one of the workers: when no buffer is free to fill, it compresses a frame itself. So there
+/// are as many busy threads as processors, and none is put aside in the middle of a frame.
+pub fn run<T>(settings: Settings, writer: PartWriter, fill: impl FnOnce(&mut Framer<'_>) -> Result<T>) -> Result<(T, Stored)> {
     let buffers = settings.threads + 2;
     let (plain_free, plain_pool) = bounded(buffers);
     let (stored_free, stored_pool) = bounded(buffers);
@@ -48,43 +58,119 @@ pub fn run<T>(settings: Settings, writer: PartWriter, fill: impl FnOnce(&mut Fra
     }
     let (plain_out, plain_in) = bounded::<Plain>(buffers);
     let (sealed_out, sealed_in) = bounded::<(u64, Sealed)>(buffers);
-    let failure: Mutex<Option<Error>> = Mutex::new(None);
-    let keep = |error: Error| {
-        if let Ok(mut first) = failure.lock() {
-            first.get_or_insert(error);
-        }
-    };
+    let failure = Failure::default();
+    let worker = || Worker::new(settings, &plain_in, &stored_pool, &plain_free, &sealed_out);
+    let mut own = worker()?;
+    let others = (1..settings.threads).map(|_| worker()).collect::<Result<Vec<_>>>()?;
+    drop((plain_in, stored_pool, plain_free, sealed_out));
     let (filled, stored) = thread::scope(|scope| {
-        for _ in 0..settings.threads {
-            let (frames, pool, free, out) = (plain_in.clone(), stored_pool.clone(), plain_free.clone(), sealed_out.clone());
-            let keep = &keep;
-            scope.spawn(move || {
-                if let Err(e) = work(settings, &frames, &pool, &free, &out) {
-                    keep(e);
-                }
-            });
+        let failure = &failure;
+        for mut worker in others {
+            scope.spawn(move || failure.keep(worker.run()));
         }
-        drop((plain_in, stored_pool, plain_free, sealed_out));
-        let keep_stored = &keep;
-        let storing = scope.spawn(move || store(writer, &sealed_in, &stored_free).map_err(keep_stored));
-        let filled = Framer::new(settings.frame_len, plain_out, plain_pool).and_then(|mut framer| fill(&mut framer));
+        let storing = scope.spawn(move || {
+            let stored = store(writer, &sealed_in, &stored_free);
+            stored.map_err(|e| failure.keep::<()>(Err(e)))
+        });
+        let mut help = || {
+            if failure.is_set() { Err(framer::stopped()) } else { own.step() }
+        };
+        let framer = Framer::new(settings.frame_len, plain_out, plain_pool, &mut help);
+        let filled = framer.and_then(|mut framer| fill(&mut framer));
+        if filled.is_ok() {
+            failure.keep(own.run());
+        }
+        drop(own);
         (filled, storing.join())
     });
-    let first = failure.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
-    match (first, filled, stored) {
+    match (failure.into_first(), filled, stored) {
         (Some(error), _, _) | (None, Err(error), _) => Err(error),
         (None, Ok(filled), Ok(Ok(Some(stored)))) => Ok((filled, stored)),
         (None, Ok(_), _) => Err(Error::new(Kind::Other, "a thread of the pipeline ended early")),
     }
 }
 
-fn work(settings: Settings, frames: &Receiver<Plain>, pool: &Receiver<Vec<u8>>, free: &Sender<Vec<u8>>, out: &Sender<(u64, Sealed)>) -> Result<()> {
-    let mut encoder = Encoder::new(settings.codec)?;
-    let mut decoder = Decoder::new()?;
-    let mut again = Vec::new();
-    // Ends when another thread stopped: it tells why.
-    while let Ok(mut stored) = pool.recv() {
-        let Ok(frame) = frames.recv() else { break };
+/// The first error of any thread.
+#[derive(Default)]
+struct Failure {
+    first: Mutex<Option<Error>>,
+    set: AtomicBool,
+}
+
+impl Failure {
+    fn keep<T>(&self, result: Result<T>) {
+        if let Err(error) = result {
+            if let Ok(mut first) = self.first.lock() {
+                first.get_or_insert(error);
+            }
+            self.set.store(true, Ordering::Release);
+        }
+    }
+
+    fn is_set(&self) -> bool {
+        self.set.load(Ordering::Acquire)
+    }
+
+    fn into_first(self) -> Option<Error> {
+        self.first.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+}
+
+/// Hashes and compresses frames.
+struct Worker {
+    settings: Settings,
+    encoder: Encoder,
+    decoder: Decoder,
+    again: Vec<u8>,
+    /// A stored buffer taken when there was no frame for it.
+    spare: Option<Vec<u8>>,
+    frames: Receiver<Plain>,
+    pool: Receiver<Vec<u8>>,
+    free: Sender<Vec<u8>>,
+    out: Sender<(u64, Sealed)>,
+}
+
+impl Worker {
+    fn new(settings: Settings, frames: &Receiver<Plain>, pool: &Receiver<Vec<u8>>, free: &Sender<Vec<u8>>, out: &Sender<(u64, Sealed)>) -> Result<Self> {
+        Ok(Self {
+            settings,
+            encoder: Encoder::new(settings.codec)?,
+            decoder: Decoder::new()?,
+            again: Vec::new(),
+            spare: None,
+            frames: frames.clone(),
+            pool: pool.clone(),
+            free: free.clone(),
+            out: out.clone(),
+        })
+    }
+
+    /// Works until all frames are done, or another thread stopped: it tells why.
+    fn run(&mut self) -> Result<()> {
+        while let Some(stored) = self.spare.take().or_else(|| self.pool.recv().ok()) {
+            let Ok(frame) = self.frames.recv() else { break };
+            if !self.seal(frame, stored)? {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Does one frame if there is one to do now; false when there is none. Like [`Self::run`] it has a stored buffer before it
+    /// takes a frame.
+    fn step(&mut self) -> Result<bool> {
+        let Some(stored) = self.spare.take().or_else(|| self.pool.try_recv().ok()) else { return Ok(false) };
+        match self.frames.try_recv() {
+            Ok(frame) => self.seal(frame, stored),
+            Err(_) => {
+                self.spare = Some(stored);
+                Ok(false)
+            }
+        }
+    }
+
+    fn seal(&mut self, frame: Plain, mut stored: Vec<u8>) -> Result<bool> {
+        let Self { settings, again, .. } = self;
         let plain = &frame.buf[..frame.len];
         let contents = frame.slices.iter().map(|slice| {
             let bytes = &plain[slice.start..slice.start + slice.len];
@@ -97,9 +183,9 @@ fn work(settings: Settings, frames: &Receiver<Plain>, pool: &Receiver<Vec<u8>>, 
         let contents = contents.collect();
         stored.clear();
         if frame.len > 0 {
-            encoder.encode(plain, &mut stored)?;
+            self.encoder.encode(plain, &mut stored)?;
             if settings.verify_all || frame.number % VERIFY_ONE_IN == 0 {
-                decoder.decode(settings.codec, &stored, plain.len(), &mut again)?;
+                self.decoder.decode(settings.codec, &stored, plain.len(), again)?;
                 if again != plain {
                     return Err(Error::integrity(format!("frame {} does not decode to what was read", frame.number))
                         .with_hint("memory or processor may be faulty; nothing was recorded"));
@@ -109,13 +195,10 @@ fn work(settings: Settings, frames: &Receiver<Plain>, pool: &Receiver<Vec<u8>>, 
         let digest = Digest::of(&stored);
         let len = u32::try_from(frame.len).map_err(|_| Error::integrity("a frame is too long"))?;
         let Plain { number, stream, offset, buf, starts_member, runs_on, rows, ends_stream, .. } = frame;
-        let _ = free.send(buf);
+        let _ = self.free.send(buf);
         let sealed = Sealed { stream, offset, len, stored, digest, starts_member, runs_on, contents, rows, ends_stream };
-        if out.send((number, sealed)).is_err() {
-            break;
-        }
+        Ok(self.out.send((number, sealed)).is_ok())
     }
-    Ok(())
 }
 
 /// Stores frames in their order. `None` when the others ended before their end was reached.

@@ -9,7 +9,7 @@ use crate::{
 };
 
 /// Stores all of `input` as stream `number`; gives its length in bytes: 0 when there was none and nothing was stored.
-pub fn store(framer: &mut Framer, number: u32, name: &str, input: &mut dyn Read, monitor: &dyn Monitor) -> Result<u64> {
+pub fn store(framer: &mut Framer<'_>, number: u32, name: &str, input: &mut dyn Read, monitor: &dyn Monitor) -> Result<u64> {
     framer.begin(number);
     let mut total = 0u64;
     let mut filled = fill(framer, name, input, monitor)?;
@@ -54,7 +54,7 @@ fn failed(name: &str, error: std::io::Error, monitor: &dyn Monitor) -> Error {
 }
 
 /// Fills the rest of the frame; fewer bytes only at the end.
-fn fill(framer: &mut Framer, name: &str, input: &mut dyn Read, monitor: &dyn Monitor) -> Result<usize> {
+fn fill(framer: &mut Framer<'_>, name: &str, input: &mut dyn Read, monitor: &dyn Monitor) -> Result<usize> {
     let mut filled = 0;
     loop {
         if let Some(signal) = monitor.interrupted() {

@@ -56,7 +56,7 @@ pub struct Outcome {
 }
 
 /// Stores all that `walk` finds as stream 0.
-pub fn store(framer: &mut Framer, walk: Walk<'_>, links: Links<'_>, monitor: &dyn Monitor) -> Result<Outcome> {
+pub fn store(framer: &mut Framer<'_>, walk: Walk<'_>, links: Links<'_>, monitor: &dyn Monitor) -> Result<Outcome> {
     framer.begin(0);
     let outcome = Outcome::default();
     let mut tree = Tree { framer, links, monitor, outcome, header: Vec::new(), note: Vec::new(), no_atime: true, told: (0, 0) };
@@ -64,8 +64,8 @@ pub fn store(framer: &mut Framer, walk: Walk<'_>, links: Links<'_>, monitor: &dy
     tree.finish()
 }
 
-struct Tree<'a> {
-    framer: &'a mut Framer,
+struct Tree<'a, 'b> {
+    framer: &'a mut Framer<'b>,
     links: Links<'a>,
     monitor: &'a dyn Monitor,
     outcome: Outcome,
@@ -86,7 +86,7 @@ enum ReadEnd {
     Failed(u64, Errno),
 }
 
-impl Visitor for Tree<'_> {
+impl Visitor for Tree<'_, '_> {
     fn enter(&mut self, dir: &Entry) -> Result<()> {
         let left = self.member(dir)?;
         if left.xattrs {
@@ -132,7 +132,7 @@ impl Visitor for Tree<'_> {
     }
 }
 
-impl Tree<'_> {
+impl Tree<'_, '_> {
     fn finish(mut self) -> Result<Outcome> {
         if !self.note.is_empty() {
             let mut bytes = Vec::new();

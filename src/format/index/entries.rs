@@ -168,16 +168,16 @@ fn put_names(columns: &mut Columns, rows: &[Entry]) {
 
 fn put_time(column: &mut Vec<u8>, last: Time, now: Time) {
     put_signed(column, now.sec.wrapping_sub(last.sec));
-    put(column, u64::from(now.nsec));
+    put_signed(column, i64::from(now.nsec) - i64::from(last.nsec));
 }
 
 fn read_time(reader: &mut Reader<'_>, last: Time) -> Result<Time> {
     let sec = last.sec.wrapping_add(reader.i64()?);
-    let nsec = reader.u32()?;
-    if nsec >= 1_000_000_000 {
-        return Err(Error::integrity("nanoseconds out of range"));
+    let nsec = i64::from(last.nsec).checked_add(reader.i64()?).and_then(|nsec| u32::try_from(nsec).ok());
+    match nsec {
+        Some(nsec @ 0..1_000_000_000) => Ok(Time { sec, nsec }),
+        _ => Err(Error::integrity("nanoseconds out of range")),
     }
-    Ok(Time { sec, nsec })
 }
 
 fn put_runs(out: &mut Vec<u8>, runs: &[Run]) {

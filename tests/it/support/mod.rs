@@ -91,11 +91,6 @@ impl Bk {
         self.env("BK_TEST_SMALL", "1")
     }
 
-    pub fn current_dir(mut self, dir: &Path) -> Self {
-        self.command.current_dir(dir);
-        self
-    }
-
     pub fn stdin(mut self, bytes: impl Into<Vec<u8>>) -> Self {
         self.input = Some(bytes.into());
         self.command.stdin(Stdio::piped());
@@ -289,11 +284,6 @@ pub fn files_below(dir: &Path) -> Vec<PathBuf> {
 
 pub fn name_of(path: &Path) -> String {
     path.file_name().unwrap().to_string_lossy().into_owned()
-}
-
-/// Concatenates files.
-pub fn concat(paths: &[PathBuf]) -> Vec<u8> {
-    paths.iter().flat_map(|p| fs::read(p).unwrap()).collect()
 }
 
 pub fn is_root() -> bool {

@@ -1,0 +1,607 @@
+//! A restore: directories first, then contents in parallel, then hard links, then the directories' own metadata.
+//!
+//! Entries are read from the index in its order, which is that of the contents in the tree stream; each frame is
+//! decoded once. Nothing that grows with the number of files is kept: the passes after the first read the index again.
+
+use std::{
+    collections::{HashMap, HashSet},
+    os::fd::{AsFd, OwnedFd},
+    path::Path,
+    sync::Arc,
+};
+
+use crossbeam_channel::{Sender, bounded};
+use rustix::{
+    fs::{FileType, Mode, Stat},
+    io::Errno,
+};
+use serde::Serialize;
+
+use super::{
+    content,
+    index::{IndexReader, Row},
+    metadata::{Inode, Policy},
+    outcome::Outcome,
+    select::Taken,
+    target::{self, DIR_MODE, Replace, Target},
+    worker::{self, Batch, Large, Shared, Task, Work, Writer, failed, put_content},
+};
+use crate::{
+    error::{Error, Kind, Result},
+    format::index::Frame,
+    model::{
+        entry::{Entry, EntryKind, Status},
+        path, show,
+    },
+    monitor::Monitor,
+};
+
+/// What happens to what is there already.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Overwrite {
+    /// It stays.
+    Never,
+    /// What has the same type, size and time stays, its other metadata is set; all else is replaced.
+    IfChanged,
+    /// It is replaced.
+    Always,
+}
+
+/// How to restore.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Which entries.
+    pub taken: Taken,
+    /// What happens to what is there already.
+    pub overwrite: Overwrite,
+    /// Leave out what could harm.
+    pub safe: bool,
+    /// Worker threads.
+    pub threads: usize,
+}
+
+/// What a restore would do with an entry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Action {
+    /// Nothing has its name: it would be made.
+    Create,
+    /// What has its name would be replaced.
+    Replace,
+    /// It stays; its metadata may be set.
+    Keep,
+    /// It cannot be, or is not to be, restored.
+    Skip,
+}
+
+/// Restores into the directory `to`.
+pub fn extract(index: &IndexReader, to: &Path, options: &Options, monitor: &dyn Monitor) -> Result<Outcome> {
+    let policy = Policy::new(options.safe);
+    let shared = Shared::new(index, Target::open(to, true)?, policy, monitor);
+    let mut pass = Pass::new(&shared, options);
+    let threads = options.threads.max(1);
+    let (batches, taken) = bounded(threads);
+    std::thread::scope(|scope| {
+        for _ in 0..threads {
+            let (taken, shared) = (taken.clone(), &shared);
+            scope.spawn(move || worker::run(shared, &taken));
+        }
+        drop(taken);
+        if let Err(e) = pass.contents(batches) {
+            shared.end(e);
+        }
+    });
+    if !shared.stopped()
+        && let Err(e) = pass.links().and_then(|()| pass.directories())
+    {
+        shared.end(e);
+    }
+    match shared.take_fatal() {
+        Some(e) => Err(e),
+        None => Ok(std::mem::take(&mut *shared.outcome())),
+    }
+}
+
+/// The order in which the rows that are taken come.
+fn rows<'a>(index: &'a IndexReader, taken: &'a Taken) -> impl Iterator<Item = Result<Row>> + 'a {
+    let all = taken.tops.iter().flat_map(move |top| -> Box<dyn Iterator<Item = Result<Row>> + 'a> {
+        if top.is_empty() {
+            return Box::new(index.rows());
+        }
+        Box::new(index.lookup(top).transpose().into_iter().chain(index.subtree(top)))
+    });
+    all.filter(move |row| row.as_ref().map_or(true, |row| taken.wants(&row.entry.path, row.entry.is_dir())))
+}
+
+/// The main thread's side of a restore.
+struct Pass<'a> {
+    shared: &'a Shared<'a>,
+    options: &'a Options,
+    parent: Option<(Vec<u8>, OwnedFd)>,
+    /// Directories that were there before.
+    existed: HashSet<Vec<u8>>,
+    /// Directories that could not be made.
+    blocked: HashSet<Vec<u8>>,
+    /// Directories made only because something taken lies below them.
+    implied: HashSet<Vec<u8>>,
+    has_links: bool,
+}
+
+/// What is to be done with an entry's name.
+enum Decision {
+    Write(Replace),
+    Keep,
+    Fix(Stat),
+}
+
+impl<'a> Pass<'a> {
+    fn new(shared: &'a Shared<'a>, options: &'a Options) -> Self {
+        let (existed, blocked, implied) = (HashSet::new(), HashSet::new(), HashSet::new());
+        Self { shared, options, parent: None, existed, blocked, implied, has_links: false }
+    }
+
+    /// Makes directories and small things, and feeds files to the workers.
+    fn contents(&mut self, batches: Sender<Batch>) -> Result<()> {
+        let (index, options) = (self.shared.index, self.options);
+        let mut feeder = Feeder { shared: self.shared, batches, frame: None, work: Vec::new() };
+        for row in rows(index, &options.taken) {
+            content::check_interrupted(self.shared.monitor)?;
+            if self.shared.stopped() {
+                return Ok(());
+            }
+            let row = match row {
+                Ok(row) => row,
+                Err(e) => {
+                    self.shared.outcome().fault(b"", format!("entries of the index: {e}"));
+                    continue;
+                }
+            };
+            if let Err(e) = self.entry(&row, &mut feeder) {
+                if row.entry.is_dir() {
+                    self.blocked.insert(row.entry.path.clone());
+                }
+                self.shared.fault(&row.entry, e);
+            }
+        }
+        feeder.flush();
+        Ok(())
+    }
+
+    fn entry(&mut self, row: &Row, feeder: &mut Feeder<'_>) -> Result<()> {
+        let entry = &row.entry;
+        if entry.status.is_incomplete() && !is_absent(entry) {
+            self.shared.outcome().incomplete(&entry.path, entry.status.show());
+        }
+        if is_absent(entry) {
+            return Err(Error::new(Kind::Incomplete, "it could not be read when the snapshot was taken"));
+        }
+        match entry.kind {
+            EntryKind::Dir => return self.directory(entry),
+            EntryKind::HardLink => {
+                self.has_links = true;
+                return Ok(());
+            }
+            EntryKind::CharDevice | EntryKind::BlockDevice if self.options.safe => {
+                self.shared.outcome().left_out += 1;
+                return Ok(());
+            }
+            _ => {}
+        }
+        let decision = self.decide(entry)?;
+        match (decision, self.shared.index.extent_of(row)?) {
+            (Decision::Keep, _) => self.kept(entry),
+            (Decision::Fix(stat), _) => self.fix(entry, &stat)?,
+            (Decision::Write(replace), Some(extent)) => feeder.file(Task { entry: entry.clone(), extent, replace })?,
+            (Decision::Write(replace), None) => self.without_content(entry, replace)?,
+        }
+        Ok(())
+    }
+
+    fn kept(&self, entry: &Entry) {
+        self.shared.outcome().kept += 1;
+        self.shared.monitor.advance(1, entry.stored_len, &entry.path);
+    }
+
+    /// The directory of `path`, open; made when it is missing.
+    fn parent(&mut self, path: &[u8]) -> Result<&OwnedFd> {
+        let dir = path::split(path).0;
+        if self.parent.as_ref().is_none_or(|(own, _)| own != dir) {
+            let implied = &mut self.implied;
+            let fd = self.shared.target.make_dirs(dir, &mut |made| {
+                implied.insert(made.to_vec());
+            });
+            let fd = fd.map_err(|e| failed("open its directory", e))?;
+            self.parent = Some((dir.to_vec(), fd));
+        }
+        match &self.parent {
+            Some((_, fd)) => Ok(fd),
+            None => Err(Error::new(Kind::Other, "no directory")),
+        }
+    }
+
+    fn directory(&mut self, entry: &Entry) -> Result<()> {
+        self.shared.outcome().directories += 1;
+        self.shared.monitor.advance(1, 0, &entry.path);
+        if entry.path.is_empty() {
+            self.existed.insert(Vec::new());
+            return Ok(());
+        }
+        let overwrite = self.options.overwrite;
+        let name = path::split(&entry.path).1;
+        let fd = self.parent(&entry.path)?;
+        match rustix::fs::mkdirat(fd, name, DIR_MODE) {
+            Ok(()) => return Ok(()),
+            Err(Errno::EXIST) => {}
+            Err(e) => return Err(failed("make the directory", e)),
+        }
+        let found = target::stat(fd.as_fd(), name).map_err(|e| failed("stat what has its name", e))?;
+        match found.map(|stat| FileType::from_raw_mode(stat.st_mode)) {
+            Some(FileType::Directory) => {
+                if !self.implied.contains(&entry.path) {
+                    self.existed.insert(entry.path.clone());
+                }
+                return Ok(());
+            }
+            // Where a link leads is the user's doing: only an explicit wish replaces it.
+            Some(FileType::Symlink) if overwrite != Overwrite::Always => {
+                return Err(Error::new(Kind::Other, "a symbolic link has its name; --overwrite always replaces it"));
+            }
+            Some(_) if overwrite == Overwrite::Never => return Err(Error::new(Kind::Other, "something that is no directory has its name")),
+            Some(_) => rustix::fs::unlinkat(fd, name, rustix::fs::AtFlags::empty()).map_err(|e| failed("remove what has its name", e))?,
+            None => {}
+        }
+        rustix::fs::mkdirat(fd, name, DIR_MODE).map_err(|e| failed("make the directory", e))
+    }
+
+    /// What to do with an entry that is no directory, from what has its name now.
+    fn decide(&mut self, entry: &Entry) -> Result<Decision> {
+        let overwrite = self.options.overwrite;
+        let replace = if overwrite == Overwrite::Never { Replace::Never } else { Replace::Any };
+        let (dir, name) = path::split(&entry.path);
+        // In a directory this run made there is nothing.
+        let may_exist = dir.is_empty() || self.existed.contains(dir);
+        let fd = self.parent(&entry.path)?;
+        if !may_exist {
+            return Ok(Decision::Write(replace));
+        }
+        let Some(stat) = target::stat(fd.as_fd(), name).map_err(|e| failed("stat what has its name", e))? else {
+            return Ok(Decision::Write(replace));
+        };
+        match overwrite {
+            Overwrite::Never => return Ok(Decision::Keep),
+            Overwrite::Always => return Ok(Decision::Write(replace)),
+            Overwrite::IfChanged => {}
+        }
+        if !is_same(fd, name, entry, &stat) {
+            return Ok(Decision::Write(replace));
+        }
+        let inode = target::open_inode(fd.as_fd(), name).map_err(|e| failed("open what has its name", e))?;
+        let stat = rustix::fs::fstat(&inode).map_err(|e| failed("stat what has its name", e))?;
+        let same_time = mtime(&stat) == (entry.mtime.sec, u64::from(entry.mtime.nsec));
+        if same_time && self.shared.policy.agrees(&Inode::Named(inode.as_fd()), entry, &stat) {
+            return Ok(Decision::Keep);
+        }
+        // Another name of this inode may lie outside: it keeps its metadata, we make an inode of our own.
+        Ok(if stat.st_nlink > 1 { Decision::Write(replace) } else { Decision::Fix(stat) })
+    }
+
+    fn fix(&mut self, entry: &Entry, before: &Stat) -> Result<()> {
+        let name = path::split(&entry.path).1;
+        let policy = self.shared.policy;
+        let fd = self.parent(&entry.path)?;
+        let inode = target::open_inode(fd.as_fd(), name).map_err(|e| failed("open what has its name", e))?;
+        let stat = rustix::fs::fstat(&inode).map_err(|e| failed("stat what has its name", e))?;
+        if (stat.st_dev, stat.st_ino, stat.st_nlink) != (before.st_dev, before.st_ino, before.st_nlink) {
+            return Err(Error::new(Kind::Other, "what has its name changed meanwhile"));
+        }
+        let left = policy.apply_any(&Inode::Named(inode.as_fd()), entry, &stat)?;
+        self.shared.outcome().left(left);
+        self.kept(entry);
+        Ok(())
+    }
+
+    /// Makes an empty file, a hole, a link, a device, a FIFO or a socket.
+    fn without_content(&mut self, entry: &Entry, replace: Replace) -> Result<()> {
+        self.shared.monitor.advance(1, 0, &entry.path);
+        if entry.kind == EntryKind::File {
+            let left = Writer::new(self.shared).place(entry, replace, &mut |_| Ok(()))?;
+            self.shared.written(entry, left);
+            return Ok(());
+        }
+        let shared = self.shared;
+        let fd = self.parent(&entry.path)?;
+        let make = |name: &[u8]| make_special(fd, name, entry);
+        let mut finish = |inode: std::os::fd::BorrowedFd<'_>| {
+            let stat = rustix::fs::fstat(inode).map_err(|e| failed("stat it", e))?;
+            let left = shared.policy.apply_any(&Inode::Named(inode), entry, &stat)?;
+            shared.outcome().left(left);
+            Ok(())
+        };
+        let name = path::split(&entry.path).1;
+        shared.target.special(fd.as_fd(), name, replace, &make, &mut finish)?.map_err(|e| failed("make it", e))?;
+        shared.outcome().others += 1;
+        Ok(())
+    }
+
+    /// Gives files their further names. They lead to what this run wrote or found to be the same, and nowhere else.
+    fn links(&mut self) -> Result<()> {
+        if !self.has_links {
+            return Ok(());
+        }
+        // Files whose first name is not taken: the name that stands for it.
+        let mut stand_ins: HashMap<Vec<u8>, Vec<u8>> = HashMap::new();
+        let (index, options) = (self.shared.index, self.options);
+        for row in rows(index, &options.taken) {
+            content::check_interrupted(self.shared.monitor)?;
+            let Ok(row) = row else { continue };
+            if row.entry.kind != EntryKind::HardLink {
+                continue;
+            }
+            if let Err(e) = self.link(&row.entry, &mut stand_ins) {
+                self.shared.fault(&row.entry, e);
+            }
+            if self.shared.stopped() {
+                return Ok(());
+            }
+        }
+        Ok(())
+    }
+
+    fn link(&mut self, entry: &Entry, stand_ins: &mut HashMap<Vec<u8>, Vec<u8>>) -> Result<()> {
+        let shared = self.shared;
+        let first = shared.index.lookup(&entry.link)?.filter(|row| !matches!(row.entry.kind, EntryKind::Dir | EntryKind::HardLink));
+        let first = first.ok_or_else(|| Error::integrity(format!("its first name `{}` is no file of the snapshot", show::name(&entry.link))))?;
+        let source = if self.options.taken.wants_anywhere(&entry.link, false) {
+            if shared.is_unlinkable(&entry.link) || first.entry.nlink < 2 {
+                return Err(Error::new(Kind::Other, format!("its first name `{}` was not restored", show::name(&entry.link))));
+            }
+            entry.link.clone()
+        } else if let Some(other) = stand_ins.get(&entry.link) {
+            other.clone()
+        } else {
+            self.stand_in(entry, first)?;
+            stand_ins.insert(entry.link.clone(), entry.path.clone());
+            return Ok(());
+        };
+        let (dir, name) = path::split(&source);
+        let dir = shared.target.dir(dir).map_err(|e| failed("open the directory of its first name", e))?;
+        let inode = target::open_inode(dir.as_fd(), name).map_err(|e| failed("open its first name", e))?;
+        let stat = rustix::fs::fstat(&inode).map_err(|e| failed("stat its first name", e))?;
+        // Under --overwrite never what stands there need not be the file meant.
+        if !is_kind(&first.entry, &stat) || first.entry.kind == EntryKind::File && !same_size_and_time(&first.entry, &stat) {
+            return Err(Error::new(Kind::Other, format!("its first name `{}` is another file", show::name(&source))));
+        }
+        let overwrite = self.options.overwrite;
+        let name = path::split(&entry.path).1;
+        let fd = self.parent(&entry.path)?;
+        let found = target::stat(fd.as_fd(), name).map_err(|e| failed("stat what has its name", e))?;
+        match found {
+            Some(found) if (found.st_dev, found.st_ino) == (stat.st_dev, stat.st_ino) || overwrite == Overwrite::Never => {
+                self.kept(entry);
+                return Ok(());
+            }
+            Some(found) if FileType::from_raw_mode(found.st_mode) == FileType::Directory => {
+                rustix::fs::unlinkat(fd, name, rustix::fs::AtFlags::REMOVEDIR).map_err(|e| failed("remove the directory in its place", e))?;
+                shared.target.link(inode.as_fd(), fd.as_fd(), name)
+            }
+            Some(_) => shared.target.replace_by_link(inode.as_fd(), fd.as_fd(), name),
+            None => shared.target.link(inode.as_fd(), fd.as_fd(), name),
+        }
+        .map_err(|e| failed("link it", e))?;
+        shared.outcome().hard_links += 1;
+        shared.monitor.advance(1, 0, &entry.path);
+        Ok(())
+    }
+
+    /// Restores a file under a further name, since its first one is not taken.
+    fn stand_in(&mut self, entry: &Entry, first: Row) -> Result<()> {
+        let extent = self.shared.index.extent_of(&first)?;
+        let mut own = first.entry;
+        own.path.clone_from(&entry.path);
+        let replace = match self.decide(&own)? {
+            Decision::Keep => {
+                self.kept(&own);
+                return Ok(());
+            }
+            Decision::Fix(stat) => return self.fix(&own, &stat),
+            Decision::Write(replace) => replace,
+        };
+        let Some(extent) = extent else { return self.without_content(&own, replace) };
+        let shared = self.shared;
+        let left = Writer::new(shared).place(&own, replace, &mut |file| {
+            let mut at = 0;
+            content::each_slice(shared.index, (0, extent.offset, extent.len), 1, shared.monitor, |bytes| {
+                put_content(file, &own, at, bytes)?;
+                at += bytes.len() as u64;
+                Ok(())
+            })
+        })?;
+        shared.written(&own, left);
+        shared.monitor.advance(1, own.stored_len, &own.path);
+        Ok(())
+    }
+
+    /// Sets the metadata of directories, those below before those above.
+    fn directories(&mut self) -> Result<()> {
+        let (index, taken) = (self.shared.index, &self.options.taken);
+        for top in taken.tops.iter().rev() {
+            let own = index.lookup(top).transpose();
+            for row in index.subtree_reversed(top).chain(own) {
+                content::check_interrupted(self.shared.monitor)?;
+                // What cannot be read was told by the first pass.
+                let Ok(Row { entry, .. }) = row else { continue };
+                let untouched = self.options.overwrite == Overwrite::Never && self.existed.contains(&entry.path);
+                if entry.is_dir() && taken.wants(&entry.path, true) && !untouched {
+                    self.directory_metadata(&entry);
+                }
+            }
+        }
+        let mut implied: Vec<Vec<u8>> = self.implied.drain().collect();
+        implied.sort_by(|a, b| path::cmp_rows(b, a));
+        for dir in implied {
+            let above_all = !self.options.taken.wants_anywhere(&dir, true);
+            if above_all && let Some(row) = index.lookup(&dir)?.filter(|row| row.entry.is_dir()) {
+                self.directory_metadata(&row.entry);
+            }
+        }
+        Ok(())
+    }
+
+    fn directory_metadata(&self, entry: &Entry) {
+        if self.blocked.contains(&entry.path) {
+            return;
+        }
+        let set = || -> Result<()> {
+            let fd = self.shared.target.dir_readable(&entry.path).map_err(|e| failed("open the directory", e))?;
+            let stat = rustix::fs::fstat(&fd).map_err(|e| failed("stat the directory", e))?;
+            let left = self.shared.policy.apply_any(&Inode::File(fd.as_fd()), entry, &stat)?;
+            self.shared.outcome().left(left);
+            Ok(())
+        };
+        if let Err(e) = set() {
+            self.shared.fault(entry, e);
+        }
+    }
+}
+
+/// A file that has no data in the snapshot, because none of it could be read.
+fn is_absent(entry: &Entry) -> bool {
+    entry.kind == EntryKind::File && entry.status.has(Status::UNREADABLE)
+}
+
+fn mtime(stat: &Stat) -> (i64, u64) {
+    (stat.st_mtime, stat.st_mtime_nsec)
+}
+
+fn is_kind(entry: &Entry, stat: &Stat) -> bool {
+    let wanted = match entry.kind {
+        EntryKind::File | EntryKind::HardLink => FileType::RegularFile,
+        EntryKind::Dir => FileType::Directory,
+        EntryKind::Symlink => FileType::Symlink,
+        EntryKind::CharDevice => FileType::CharacterDevice,
+        EntryKind::BlockDevice => FileType::BlockDevice,
+        EntryKind::Fifo => FileType::Fifo,
+        EntryKind::Socket => FileType::Socket,
+    };
+    FileType::from_raw_mode(stat.st_mode) == wanted
+}
+
+fn same_size_and_time(entry: &Entry, stat: &Stat) -> bool {
+    u64::try_from(stat.st_size) == Ok(entry.size) && mtime(stat) == (entry.mtime.sec, u64::from(entry.mtime.nsec))
+}
+
+/// Whether what has the name is what would be written, as far as type, size, time and target tell.
+fn is_same(fd: &OwnedFd, name: &[u8], entry: &Entry, stat: &Stat) -> bool {
+    is_kind(entry, stat)
+        && match entry.kind {
+            EntryKind::File => same_size_and_time(entry, stat),
+            EntryKind::Symlink => rustix::fs::readlinkat(fd, name, Vec::new()).is_ok_and(|link| link.to_bytes() == entry.link),
+            EntryKind::CharDevice | EntryKind::BlockDevice => {
+                (rustix::fs::major(stat.st_rdev), rustix::fs::minor(stat.st_rdev)) == entry.rdev
+            }
+            _ => true,
+        }
+}
+
+fn make_special(dir: &OwnedFd, name: &[u8], entry: &Entry) -> rustix::io::Result<()> {
+    let mode = Mode::from_raw_mode(0o600);
+    let (kind, device) = match entry.kind {
+        EntryKind::Symlink => return rustix::fs::symlinkat(entry.link.as_slice(), dir, name),
+        EntryKind::CharDevice => (FileType::CharacterDevice, rustix::fs::makedev(entry.rdev.0, entry.rdev.1)),
+        EntryKind::BlockDevice => (FileType::BlockDevice, rustix::fs::makedev(entry.rdev.0, entry.rdev.1)),
+        EntryKind::Fifo => (FileType::Fifo, 0),
+        EntryKind::Socket => (FileType::Socket, 0),
+        _ => return Err(Errno::INVAL),
+    };
+    rustix::fs::mknodat(dir, name, kind, mode, device)
+}
+
+/// Collects files by frame and sends each frame once.
+struct Feeder<'a> {
+    shared: &'a Shared<'a>,
+    batches: Sender<Batch>,
+    frame: Option<Frame>,
+    work: Vec<Work>,
+}
+
+impl Feeder<'_> {
+    fn file(&mut self, task: Task) -> Result<()> {
+        let (mut at, end) = (task.extent.offset, task.extent.offset.saturating_add(task.extent.len));
+        let frame = self.frame_with(at)?;
+        if end <= frame.end() {
+            self.work.push(Work::Whole(Box::new(task)));
+            return Ok(());
+        }
+        let large = Arc::new(Large::new(task));
+        while at < end {
+            let frame = self.frame_with(at)?;
+            self.work.push(Work::Piece(Arc::clone(&large)));
+            at = frame.end();
+            if self.shared.stopped() {
+                break;
+            }
+            content::check_interrupted(self.shared.monitor)?;
+        }
+        Ok(())
+    }
+
+    fn frame_with(&mut self, at: u64) -> Result<Frame> {
+        if let Some(frame) = self.frame.filter(|frame| frame.offset <= at && at < frame.end()) {
+            return Ok(frame);
+        }
+        self.flush();
+        let frame = self.shared.index.frame_at(0, at)?;
+        self.frame = Some(frame);
+        Ok(frame)
+    }
+
+    fn flush(&mut self) {
+        let work = std::mem::take(&mut self.work);
+        if let Some(frame) = self.frame.take().filter(|_| !work.is_empty()) {
+            // The workers outlive the sender.
+            let _ = self.batches.send(Batch { frame, work });
+        }
+    }
+}
+
+/// Tells what a restore would do, and does nothing.
+pub fn plan(index: &IndexReader, to: &Path, options: &Options, monitor: &dyn Monitor, planned: &mut dyn FnMut(&Entry, Action) -> Result<()>) -> Result<()> {
+    let target = match std::fs::symlink_metadata(to) {
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => None,
+        _ => Some(Target::open(to, false)?),
+    };
+    for row in rows(index, &options.taken) {
+        content::check_interrupted(monitor)?;
+        let entry = row?.entry;
+        planned(&entry, would(target.as_ref(), options, &entry)?)?;
+    }
+    Ok(())
+}
+
+fn would(target: Option<&Target>, options: &Options, entry: &Entry) -> Result<Action> {
+    let device = matches!(entry.kind, EntryKind::CharDevice | EntryKind::BlockDevice);
+    if is_absent(entry) || options.safe && device {
+        return Ok(Action::Skip);
+    }
+    let Some(target) = target else { return Ok(Action::Create) };
+    if entry.path.is_empty() {
+        return Ok(Action::Keep);
+    }
+    let (dir, name) = path::split(&entry.path);
+    let fd = match target.dir(dir) {
+        Ok(fd) => fd,
+        Err(Errno::NOENT) => return Ok(Action::Create),
+        Err(_) => return Ok(Action::Skip),
+    };
+    let Some(stat) = target::stat(fd.as_fd(), name).map_err(|e| failed("stat what is there", e))? else { return Ok(Action::Create) };
+    let same = is_same(&fd, name, entry, &stat);
+    let link = FileType::from_raw_mode(stat.st_mode) == FileType::Symlink;
+    Ok(match options.overwrite {
+        _ if entry.is_dir() && same => Action::Keep,
+        Overwrite::Never if entry.is_dir() => Action::Skip,
+        Overwrite::IfChanged if entry.is_dir() && link => Action::Skip,
+        Overwrite::Never => Action::Keep,
+        Overwrite::IfChanged if same && entry.kind != EntryKind::HardLink => Action::Keep,
+        _ => Action::Replace,
+    })
+}
