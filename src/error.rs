@@ -62,9 +62,9 @@ impl Error {
     pub fn io(what: impl Into<String>, error: impl Into<std::io::Error>) -> Self {
         let error = error.into();
         let kind = match error.kind() {
-            std::io::ErrorKind::StorageFull
-            | std::io::ErrorKind::QuotaExceeded
-            | std::io::ErrorKind::FileTooLarge => Kind::NoSpace,
+            std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded | std::io::ErrorKind::FileTooLarge => {
+                Kind::NoSpace
+            }
             std::io::ErrorKind::BrokenPipe => Kind::BrokenPipe,
             _ => Kind::Other,
         };

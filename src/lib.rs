@@ -1,4 +1,37 @@
 //! bk: backups on clusters, restorable with stock tools.
+//!
+//! This is the map. A module imports only from lower floors, and two modules of one floor never import each other;
+//! `tests/it/floors.rs` holds the code to it.
+//!
+//! | floor | modules | what |
+//! |---|---|---|
+//! | 8 | `main` | the process |
+//! | 7 | [`cli`] | one file a verb; the only floor that prints |
+//! | 6 | [`ops`] | one run book a verb |
+//! | 4 | [`engine`] | `write` (tree, stream, framer, pipeline, part, index), `read`, `catalog` |
+//! | 3 | [`volume`], [`source`] | where objects lie; what is read |
+//! | 2 | [`format`], [`config`] | bytes to values and back, pure; what was typed and what it means |
+//! | 1 | [`model`], [`monitor`], [`clock`] | small values; how the library reports; the time |
+//! | 0 | [`error`] | one error type |
+//!
+//! # The life of a snapshot
+//!
+//! 1. `cli::snapshot` turns what was typed into a [`ops::snapshot::Request`].
+//! 2. [`ops::snapshot::run`] checks the volume and reads the head of the job's log, once.
+//! 3. [`source::walk`] tells entries in order; [`engine::write::tree`] writes each one's tar header and reads its bytes behind it,
+//!    straight into the frame of [`engine::write::framer`].
+//! 4. [`engine::write::pipeline`] hands full frames to workers that hash and compress them.
+//! 5. [`engine::write::part`] stores them in order as parts and tells [`engine::write::index`] where everything lies.
+//! 6. [`engine::catalog::commit`] creates the record. From then on, and only from then on, the snapshot exists.
+//!
+//! # The life of a read
+//!
+//! 1. `cli` names a snapshot; [`engine::catalog::find`] reads its record.
+//! 2. [`engine::read::index`] opens the index: the tail first, then only the blocks that are needed.
+//! 3. [`engine::read::frame`] fetches a frame, checks its digest and decodes it.
+//! 4. [`engine::read::extract`] writes files below a target, [`engine::read::content`] gives bytes in order,
+//!    [`engine::read::check`] only checks.
+
 pub mod cli;
 pub mod clock;
 pub mod config;

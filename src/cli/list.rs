@@ -24,7 +24,9 @@ pub fn run(context: &Context<'_>, args: &ListArgs) -> Result<Ended> {
     } else if found.rows.is_empty() {
         out.say("no snapshots");
     } else {
-        let mut rows = vec![["SNAPSHOT", "LEVEL", "TAKEN (UTC)", "EXPIRES", "CONTENT", "STORED", "FILES", "WHAT"].map(str::to_owned)];
+        let mut rows = vec![
+            ["SNAPSHOT", "LEVEL", "TAKEN (UTC)", "EXPIRES", "CONTENT", "STORED", "FILES", "WHAT"].map(str::to_owned),
+        ];
         for row in &found.rows {
             let what = row.sources.iter().cloned().chain(row.streams.iter().map(|name| format!("stream:{name}")));
             let mut what = what.collect::<Vec<_>>().join(" ");

@@ -70,7 +70,12 @@ impl<'a> Progress<'a> {
 }
 
 impl Counts {
-    #[expect(clippy::cast_precision_loss, clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "shown with three digits")]
+    #[expect(
+        clippy::cast_precision_loss,
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "shown with three digits"
+    )]
     fn line(&self, verb: &str, elapsed: Duration) -> String {
         let load = |n: &AtomicU64| n.load(Ordering::Relaxed);
         let (entries, bytes) = (load(&self.entries), load(&self.bytes));

@@ -37,8 +37,9 @@ fn request(context: &Context<'_>, args: &SnapshotArgs) -> Result<Request> {
     let storing = meaning::storing(args)?;
     let mut patterns = args.exclude.clone();
     for file in &args.exclude_file {
-        let text = std::fs::read_to_string(file)
-            .map_err(|e| Error::io(format!("cannot read {}", file.display()), e).with_kind(crate::error::Kind::Usage))?;
+        let text = std::fs::read_to_string(file).map_err(|e| {
+            Error::io(format!("cannot read {}", file.display()), e).with_kind(crate::error::Kind::Usage)
+        })?;
         patterns.extend(parse_exclude_file(&text));
     }
     let stream = match (&args.stdin, args.run.is_empty()) {
@@ -72,7 +73,12 @@ fn request(context: &Context<'_>, args: &SnapshotArgs) -> Result<Request> {
     })
 }
 
-#[expect(clippy::cast_precision_loss, clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "shown with three digits")]
+#[expect(
+    clippy::cast_precision_loss,
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "shown with three digits"
+)]
 fn summary(context: &Context<'_>, outcome: &Outcome, seconds: f64) {
     let totals = &outcome.totals;
     let stored = totals.stored_bytes + totals.index_bytes;

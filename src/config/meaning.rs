@@ -32,7 +32,9 @@ pub struct Storing {
 /// The volume's directory.
 pub fn volume(global: &Global) -> Result<PathBuf> {
     let typed = global.volume.clone().filter(|path| !path.as_os_str().is_empty());
-    let path = typed.ok_or_else(|| Error::usage("no volume is named").with_hint("--volume DIR, or BK_VOLUME=DIR in the environment"))?;
+    let path = typed.ok_or_else(|| {
+        Error::usage("no volume is named").with_hint("--volume DIR, or BK_VOLUME=DIR in the environment")
+    })?;
     if let Some(rest) = path.to_str().and_then(|text| text.strip_prefix("file://")) {
         return Ok(PathBuf::from(rest));
     }
@@ -65,7 +67,10 @@ pub fn storing(args: &SnapshotArgs) -> Result<Storing> {
     let frame_min = if small { SMALL_FRAME_LEN_MIN } else { FRAME_LEN_MIN };
     let frame_len = parse_size(&args.frame_size)?;
     if !frame_len.is_power_of_two() || !(frame_min..=FRAME_LEN_MAX).contains(&frame_len) {
-        return Err(Error::usage(format!("--frame-size {} is not a power of two from 256KiB to 64MiB", args.frame_size)));
+        return Err(Error::usage(format!(
+            "--frame-size {} is not a power of two from 256KiB to 64MiB",
+            args.frame_size
+        )));
     }
     let part_min = if small { SMALL_PART_LEN_MIN } else { PART_LEN_MIN };
     let part_len = parse_size(&args.part_size)?;

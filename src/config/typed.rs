@@ -9,7 +9,9 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 /// Backups on clusters, restorable with stock tools.
 #[derive(Debug, Parser)]
 #[command(name = "bk", version, propagate_version = true, max_term_width = 100)]
-#[command(after_help = "A snapshot is named job/17, job/latest or job/latest~2.\nExit codes: 0 done, 1 error, 2 usage, 3 done but incomplete, 4 volume, 6 lost to another run, 8 integrity, 9 no space, 128+n signal.")]
+#[command(
+    after_help = "A snapshot is named job/17, job/latest or job/latest~2.\nExit codes: 0 done, 1 error, 2 usage, 3 done but incomplete, 4 volume, 6 lost to another run, 8 integrity, 9 no space, 128+n signal."
+)]
 pub struct Cli {
     /// What to do.
     #[command(subcommand)]
@@ -73,7 +75,9 @@ pub enum Command {
 
 /// `bk snapshot`
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  bk snapshot --volume /srv/bk --job home /home /etc\n  pg_dump shop | bk snapshot --volume /srv/bk --job db --stdin shop.sql\n  bk snapshot --volume /srv/bk --job db -- pg_dump shop")]
+#[command(
+    after_help = "Examples:\n  bk snapshot --volume /srv/bk --job home /home /etc\n  pg_dump shop | bk snapshot --volume /srv/bk --job db --stdin shop.sql\n  bk snapshot --volume /srv/bk --job db -- pg_dump shop"
+)]
 pub struct SnapshotArgs {
     /// Directories and files to store; a block device is stored as a stream
     #[arg(value_name = "PATH")]
@@ -173,7 +177,9 @@ pub enum OverwriteArg {
 
 /// `bk restore`
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  bk restore home/latest --target /tmp/back\n  bk restore home/latest --target / /home/ann/letters\n  bk restore vm/latest --stream sdb --to-device /dev/sdb")]
+#[command(
+    after_help = "Examples:\n  bk restore home/latest --target /tmp/back\n  bk restore home/latest --target / /home/ann/letters\n  bk restore vm/latest --stream sdb --to-device /dev/sdb"
+)]
 pub struct RestoreArgs {
     /// The snapshot
     pub snapshot: String,

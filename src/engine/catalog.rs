@@ -52,8 +52,7 @@ pub fn jobs(volume: &Volume) -> Result<Vec<Name>> {
 fn seqs(volume: &Volume, job: &Name) -> Result<Vec<u64>> {
     let dir = log_dir(job);
     let items = volume.store.list(&dir)?;
-    let mut seqs: Vec<u64> =
-        items.iter().filter_map(|item| layout::record_seq(item.key.strip_prefix(&dir)?)).collect();
+    let mut seqs: Vec<u64> = items.iter().filter_map(|item| layout::record_seq(item.key.strip_prefix(&dir)?)).collect();
     seqs.sort_unstable();
     Ok(seqs)
 }
@@ -85,7 +84,10 @@ pub fn read(volume: &Volume, job: &Name) -> Result<JobLog> {
                     _ => true,
                 };
                 if !linked {
-                    log.faults.push(Error::integrity(format!("{} does not follow the record before it", record_key(job, seq))));
+                    log.faults.push(Error::integrity(format!(
+                        "{} does not follow the record before it",
+                        record_key(job, seq)
+                    )));
                 }
                 before = Some((seq, digest));
                 log.snapshots.push(*snapshot);
@@ -115,13 +117,18 @@ pub fn head(volume: &Volume, job: &Name) -> Result<Head> {
 pub fn find(volume: &Volume, name: &SnapshotName) -> Result<Snapshot> {
     let log = read(volume, &name.job)?;
     let none = || {
-        let what = if log.records == 0 { format!("there is no job {} on {}", name.job, volume.shown) } else { format!("there is no snapshot {name} on {}", volume.shown) };
+        let what = if log.records == 0 {
+            format!("there is no job {} on {}", name.job, volume.shown)
+        } else {
+            format!("there is no snapshot {name} on {}", volume.shown)
+        };
         Error::usage(what).with_hint("`bk list` shows what there is")
     };
     let found = match name.which {
         Which::Seq(seq) => {
             if let Some(fault) = log.faults.iter().find(|f| f.to_string().contains(&format!("{seq:020}")))
-                && !log.snapshots.iter().any(|s| s.seq == seq) {
+                && !log.snapshots.iter().any(|s| s.seq == seq)
+            {
                 return Err(Error::integrity(fault.to_string()));
             }
             log.snapshots.iter().find(|s| s.seq == seq)
@@ -154,11 +161,10 @@ pub fn commit(volume: &Volume, snapshot: Snapshot) -> Result<()> {
         }
     };
     match (failure, own) {
-        (_, Some(false)) | (None, None) => Err(Error::new(
-            Kind::Lost,
-            format!("another run took {job}/{seq}; this one is not kept"),
-        )
-        .with_hint(format!("`bk list {job}` shows the snapshot that won"))),
+        (_, Some(false)) | (None, None) => {
+            Err(Error::new(Kind::Lost, format!("another run took {job}/{seq}; this one is not kept"))
+                .with_hint(format!("`bk list {job}` shows the snapshot that won")))
+        }
         (None, Some(true)) => Ok(()),
         // It is there, but not known to be durable: say so rather than claim success.
         (Some(e), Some(true)) => {

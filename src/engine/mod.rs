@@ -1,4 +1,5 @@
 //! The engine: how a snapshot is written and read.
 
 pub mod catalog;
+pub mod read;
 pub mod write;

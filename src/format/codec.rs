@@ -265,7 +265,10 @@ mod tests {
         let mut mixed = noise(1 << 20);
         mixed[500_000..600_000].fill(b'x');
         assert!(!looks_incompressible(&mixed));
-        let base64: Vec<u8> = noise(1 << 20).iter().map(|b| b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"[usize::from(b & 63)]).collect();
+        let base64: Vec<u8> = noise(1 << 20)
+            .iter()
+            .map(|b| b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"[usize::from(b & 63)])
+            .collect();
         assert!(!looks_incompressible(&base64));
     }
 

@@ -14,8 +14,7 @@ pub const JSON_LEN_MAX: u64 = 16 << 20;
 
 /// The object's bytes for `value`.
 pub fn encode<T: Serialize>(value: &T) -> Result<Vec<u8>> {
-    let mut out = serde_json::to_vec(value)
-        .map_err(|e| Error::usage(format!("cannot write this as JSON: {e}")))?;
+    let mut out = serde_json::to_vec(value).map_err(|e| Error::usage(format!("cannot write this as JSON: {e}")))?;
     let digest = Digest::of(&out);
     out.extend_from_slice(format!("\n\"{digest}\"\n").as_bytes());
     Ok(out)
@@ -33,10 +32,8 @@ pub fn digest(bytes: &[u8]) -> Result<Digest> {
 }
 
 fn check(bytes: &[u8]) -> Result<&[u8]> {
-    let at = bytes
-        .iter()
-        .position(|&b| b == b'\n')
-        .ok_or_else(|| Error::integrity("no second line with the digest"))?;
+    let at =
+        bytes.iter().position(|&b| b == b'\n').ok_or_else(|| Error::integrity("no second line with the digest"))?;
     let (line, tail) = bytes.split_at(at);
     let digest = Digest::of(line);
     if tail == format!("\n\"{digest}\"\n").as_bytes() {

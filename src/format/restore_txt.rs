@@ -23,8 +23,15 @@ pub fn text(snapshot: &Snapshot, parts: &[String]) -> String {
             "The tree (needs GNU tar and {package}; as root, into the directory TARGET):\n\n    mkdir -p TARGET\n    {decode} tree-*.tar{} | tar -x -p --numeric-owner --xattrs --xattrs-include='*' --acls -C TARGET -f -\n",
             snapshot.codec.suffix()
         );
-        let _ = writeln!(out, "Leave out `--xattrs --xattrs-include='*' --acls` for a tar without them. With bsdtar: `{decode} tree-*.tar{} | bsdtar -xp -C TARGET -f -`.", snapshot.codec.suffix());
-        let _ = writeln!(out, "Its parts in order (`{decode}` joins them; each also lists alone, but where a large file runs on):\n");
+        let _ = writeln!(
+            out,
+            "Leave out `--xattrs --xattrs-include='*' --acls` for a tar without them. With bsdtar: `{decode} tree-*.tar{} | bsdtar -xp -C TARGET -f -`.",
+            snapshot.codec.suffix()
+        );
+        let _ = writeln!(
+            out,
+            "Its parts in order (`{decode}` joins them; each also lists alone, but where a large file runs on):\n"
+        );
         list(&mut out, parts, "tree-");
     }
     for stream in &snapshot.streams {
@@ -32,7 +39,11 @@ pub fn text(snapshot: &Snapshot, parts: &[String]) -> String {
         let _ = writeln!(
             out,
             "The stream `{}`, {} bytes, BLAKE3 {}:\n\n    {decode} {prefix}*{} > {}\n",
-            stream.name, stream.content_bytes, stream.digest, snapshot.codec.suffix(), stream.name
+            stream.name,
+            stream.content_bytes,
+            stream.digest,
+            snapshot.codec.suffix(),
+            stream.name
         );
         list(&mut out, parts, &prefix);
     }

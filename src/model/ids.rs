@@ -9,8 +9,7 @@ use crate::error::{Error, Kind, Result};
 /// Fresh random bytes from the system.
 fn random<const N: usize>() -> Result<[u8; N]> {
     let mut bytes = [0; N];
-    getrandom::fill(&mut bytes)
-        .map_err(|e| Error::new(Kind::Other, format!("cannot get random bytes: {e}")))?;
+    getrandom::fill(&mut bytes).map_err(|e| Error::new(Kind::Other, format!("cannot get random bytes: {e}")))?;
     Ok(bytes)
 }
 

@@ -5,5 +5,6 @@ pub mod entry;
 pub mod ids;
 pub mod path;
 pub mod show;
+pub mod text;
 pub mod time;
 pub mod units;

@@ -12,9 +12,9 @@ pub const NAME_LEN_MAX: usize = 255;
 pub fn is_valid(path: &[u8]) -> bool {
     path.is_empty()
         || path.len() <= PATH_LEN_MAX
-            && path.split(|&b| b == b'/').all(|name| {
-                !matches!(name, b"" | b"." | b"..") && name.len() <= NAME_LEN_MAX && !name.contains(&0)
-            })
+            && path
+                .split(|&b| b == b'/')
+                .all(|name| !matches!(name, b"" | b"." | b"..") && name.len() <= NAME_LEN_MAX && !name.contains(&0))
 }
 
 /// Splits into (directory, name): `a/b/c` gives (`a/b`, `c`), `a` gives (``, `a`).
@@ -73,8 +73,7 @@ mod tests {
 
     #[test]
     fn rows_go_directory_by_directory() {
-        let sorted: [&[u8]; 9] =
-            [b"", b"a", b"a.b", b"b", b"a/c", b"a/c.d", b"a/c/x", b"a.b/y", b"b/z"];
+        let sorted: [&[u8]; 9] = [b"", b"a", b"a.b", b"b", b"a/c", b"a/c.d", b"a/c/x", b"a.b/y", b"b/z"];
         for (i, x) in sorted.iter().enumerate() {
             for (j, y) in sorted.iter().enumerate() {
                 assert_eq!(cmp_rows(x, y), i.cmp(&j), "{:?} {:?}", x.escape_ascii(), y.escape_ascii());

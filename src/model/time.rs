@@ -28,9 +28,7 @@ pub struct Instant(pub jiff::Timestamp);
 impl Instant {
     /// From seconds since 1970.
     pub fn from_second(sec: i64) -> Result<Self> {
-        jiff::Timestamp::from_second(sec)
-            .map(Self)
-            .map_err(|e| Error::usage(format!("not a time: {sec}: {e}")))
+        jiff::Timestamp::from_second(sec).map(Self).map_err(|e| Error::usage(format!("not a time: {sec}: {e}")))
     }
 }
 

@@ -2,8 +2,7 @@
 
 use crate::error::{Error, Result};
 
-const UNITS: [(&str, u64); 5] =
-    [("B", 1), ("KiB", 1 << 10), ("MiB", 1 << 20), ("GiB", 1 << 30), ("TiB", 1 << 40)];
+const UNITS: [(&str, u64); 5] = [("B", 1), ("KiB", 1 << 10), ("MiB", 1 << 20), ("GiB", 1 << 30), ("TiB", 1 << 40)];
 
 /// Reads `4194304`, `4096KiB`, `4MiB` or `4M` (powers of 1024); decimal units are refused, they mean something else.
 pub fn parse_size(text: &str) -> Result<u64> {
@@ -25,7 +24,13 @@ pub fn parse_size(text: &str) -> Result<u64> {
 pub fn show_size(bytes: u64) -> String {
     let (name, factor) = UNITS.iter().rev().find(|(_, factor)| bytes >= *factor).unwrap_or(&UNITS[0]);
     let value = bytes as f64 / *factor as f64;
-    if *factor == 1 || value >= 99.95 { format!("{value:.0} {name}") } else if value >= 9.995 { format!("{value:.1} {name}") } else { format!("{value:.2} {name}") }
+    if *factor == 1 || value >= 99.95 {
+        format!("{value:.0} {name}")
+    } else if value >= 9.995 {
+        format!("{value:.1} {name}")
+    } else {
+        format!("{value:.2} {name}")
+    }
 }
 
 #[cfg(test)]

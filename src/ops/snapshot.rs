@@ -97,7 +97,13 @@ pub struct Outcome {
 }
 
 /// Takes a snapshot. `local` is the volume's directory, which is never stored in itself.
-pub fn run(volume: &Volume, local: Option<&LocalStore>, request: &Request, clock: &dyn Clock, monitor: &dyn Monitor) -> Result<Outcome> {
+pub fn run(
+    volume: &Volume,
+    local: Option<&LocalStore>,
+    request: &Request,
+    clock: &dyn Clock,
+    monitor: &dyn Monitor,
+) -> Result<Outcome> {
     let roots = roots::resolve(request.base.as_deref(), &request.sources)?;
     let names = stream_names(request, &roots)?;
     if roots.tree == roots::Node::default() && names.is_empty() {
@@ -192,7 +198,10 @@ impl Run<'_> {
     fn fill(&self, framer: &mut Framer<'_>) -> Result<(tree::Outcome, Vec<(Name, Origin)>)> {
         let mut outcome = tree::Outcome::default();
         if self.roots.tree != roots::Node::default() {
-            let volume = self.local.and_then(|local| rustix::fs::fstat(local.root()).ok()).map(|stat| (stat.st_dev, stat.st_ino));
+            let volume = self
+                .local
+                .and_then(|local| rustix::fs::fstat(local.root()).ok())
+                .map(|stat| (stat.st_dev, stat.st_ino));
             let walk = Walk::new(&self.roots, &self.request.selection, volume);
             let scratch = || self.volume.store.scratch();
             outcome = tree::store(framer, walk, Links::new(&scratch), self.monitor)?;
@@ -219,7 +228,8 @@ impl Run<'_> {
     }
 
     fn device(&self, framer: &mut Framer<'_>, number: u32, name: &Name, device: &std::path::Path) -> Result<u64> {
-        let mut file = std::fs::File::open(device).map_err(|e| Error::io(format!("cannot open {}", device.display()), e))?;
+        let mut file =
+            std::fs::File::open(device).map_err(|e| Error::io(format!("cannot open {}", device.display()), e))?;
         not_empty(name, stream::store(framer, number, name.as_str(), &mut file, self.monitor)?)
     }
 
@@ -242,7 +252,15 @@ impl Run<'_> {
         }
     }
 
-    fn record(&self, run_id: RunId, head: catalog::Head, taken_at: Instant, tree: &tree::Outcome, streams: Vec<(Name, Origin)>, stored: &Stored) -> Result<Snapshot> {
+    fn record(
+        &self,
+        run_id: RunId,
+        head: catalog::Head,
+        taken_at: Instant,
+        tree: &tree::Outcome,
+        streams: Vec<(Name, Origin)>,
+        stored: &Stored,
+    ) -> Result<Snapshot> {
         let request = self.request;
         let streams = streams.into_iter().zip(&stored.streams);
         Ok(Snapshot {
@@ -261,8 +279,16 @@ impl Run<'_> {
             expires_at: None,
             definition: self.definition()?,
             codec: request.pipeline.codec,
-            sources: self.roots.shown.iter().cloned().chain(self.roots.devices.iter().map(|d| d.display().to_string())).collect(),
-            streams: streams.map(|((name, origin), &(digest, content_bytes))| Stream { name, origin, content_bytes, digest }).collect(),
+            sources: self
+                .roots
+                .shown
+                .iter()
+                .cloned()
+                .chain(self.roots.devices.iter().map(|d| d.display().to_string()))
+                .collect(),
+            streams: streams
+                .map(|((name, origin), &(digest, content_bytes))| Stream { name, origin, content_bytes, digest })
+                .collect(),
             index: stored.index.clone(),
             restore_txt: ObjectRef { name: RESTORE_NAME.to_owned(), len: 0, digest: Digest([0; 32]) },
             totals: Totals {
@@ -289,7 +315,8 @@ impl Run<'_> {
             "one_file_system": request.selection.one_file_system,
             "streams": self.names,
         });
-        let bytes = serde_json::to_vec(&definition).map_err(|e| Error::usage(format!("cannot write the definition: {e}")))?;
+        let bytes =
+            serde_json::to_vec(&definition).map_err(|e| Error::usage(format!("cannot write the definition: {e}")))?;
         Ok(Digest::of(&bytes))
     }
 

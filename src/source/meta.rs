@@ -89,7 +89,10 @@ pub fn xattrs_at(dir: impl AsFd, name: &[u8]) -> rustix::io::Result<Vec<Xattr>> 
     read_values(&list, |name, value| rustix::fs::lgetxattr(path, name, value))
 }
 
-fn read_values(list: &[u8], get: impl Fn(&std::ffi::OsStr, &mut [u8]) -> rustix::io::Result<usize>) -> rustix::io::Result<Vec<Xattr>> {
+fn read_values(
+    list: &[u8],
+    get: impl Fn(&std::ffi::OsStr, &mut [u8]) -> rustix::io::Result<usize>,
+) -> rustix::io::Result<Vec<Xattr>> {
     use std::os::unix::ffi::OsStrExt;
     let mut xattrs = Vec::new();
     let mut value = vec![0u8; 64 << 10];

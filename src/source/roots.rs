@@ -38,17 +38,29 @@ pub struct Roots {
 /// itself is stored as a link, unless it ends in a slash. A source that is missing is noted; when all are, that is an error.
 pub fn resolve(base: Option<&Path>, sources: &[PathBuf]) -> Result<Roots> {
     use std::os::unix::fs::FileTypeExt;
-    let bad = |path: &Path, e| Error::io(format!("cannot use {}", path.display()), e).with_kind(crate::error::Kind::Usage);
+    let bad =
+        |path: &Path, e| Error::io(format!("cannot use {}", path.display()), e).with_kind(crate::error::Kind::Usage);
     let canonical = match base {
         Some(base) => base.canonicalize().map_err(|e| bad(base, e))?,
         None => PathBuf::from("/"),
     };
-    let mut roots = Roots { base: canonical.clone(), tree: Node::default(), shown: Vec::new(), devices: Vec::new(), warnings: Vec::new(), missing: Vec::new() };
+    let mut roots = Roots {
+        base: canonical.clone(),
+        tree: Node::default(),
+        shown: Vec::new(),
+        devices: Vec::new(),
+        warnings: Vec::new(),
+        missing: Vec::new(),
+    };
     for source in sources {
         if source.as_os_str().is_empty() {
             return Err(Error::usage("a source is an empty path"));
         }
-        let full = if base.is_some() { canonical.join(source) } else { std::path::absolute(source).map_err(|e| bad(source, e))? };
+        let full = if base.is_some() {
+            canonical.join(source)
+        } else {
+            std::path::absolute(source).map_err(|e| bad(source, e))?
+        };
         let shown = crate::model::show::name(source.as_os_str().as_bytes());
         let found = match locate(&full, source) {
             Ok(found) => found,
@@ -64,10 +76,13 @@ pub fn resolve(base: Option<&Path>, sources: &[PathBuf]) -> Result<Roots> {
             continue;
         }
         if meta.is_symlink() {
-            roots.warnings.push(format!("{shown} is a symbolic link and is stored as one; `{shown}/` is what it points to"));
+            roots
+                .warnings
+                .push(format!("{shown} is a symbolic link and is stored as one; `{shown}/` is what it points to"));
         }
         let relative = found.strip_prefix(&canonical).map_err(|_| {
-            Error::usage(format!("{shown} is not below {}", canonical.display())).with_hint("-C names the directory all sources lie below")
+            Error::usage(format!("{shown} is not below {}", canonical.display()))
+                .with_hint("-C names the directory all sources lie below")
         })?;
         let mut node = &mut roots.tree;
         for name in relative.components() {
@@ -87,7 +102,10 @@ pub fn resolve(base: Option<&Path>, sources: &[PathBuf]) -> Result<Roots> {
 /// The canonical path of a source: all but its last component resolved, and that too when it ends in a slash or in dots.
 fn locate(full: &Path, typed: &Path) -> std::io::Result<PathBuf> {
     let whole = typed.as_os_str().as_bytes().ends_with(b"/")
-        || matches!(typed.components().next_back(), Some(Component::CurDir | Component::ParentDir | Component::RootDir));
+        || matches!(
+            typed.components().next_back(),
+            Some(Component::CurDir | Component::ParentDir | Component::RootDir)
+        );
     match (full.parent(), full.file_name()) {
         (Some(parent), Some(name)) if !whole => {
             let found = parent.canonicalize()?.join(name);

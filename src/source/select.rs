@@ -24,7 +24,8 @@ impl Globs {
         let (mut all, mut dirs) = (GlobSetBuilder::new(), GlobSetBuilder::new());
         for pattern in patterns {
             let bad = |e: globset::Error| {
-                Error::usage(format!("not a pattern: `{pattern}`: {}", e.kind())).with_hint("`\\` makes the next character plain")
+                Error::usage(format!("not a pattern: `{pattern}`: {}", e.kind()))
+                    .with_hint("`\\` makes the next character plain")
             };
             let (body, only_dirs) = pattern.strip_suffix('/').map_or((pattern.as_str(), false), |body| (body, true));
             let anchored = match body.strip_prefix('/') {
@@ -34,7 +35,8 @@ impl Globs {
             if body.trim_matches('/').is_empty() {
                 return Err(Error::usage(format!("not a pattern: `{pattern}`: it is empty")));
             }
-            let glob = GlobBuilder::new(&anchored).literal_separator(true).backslash_escape(true).build().map_err(bad)?;
+            let glob =
+                GlobBuilder::new(&anchored).literal_separator(true).backslash_escape(true).build().map_err(bad)?;
             if only_dirs { &mut dirs } else { &mut all }.add(glob);
         }
         let build = |set: GlobSetBuilder| set.build().map_err(|e| Error::usage(format!("too many patterns: {e}")));

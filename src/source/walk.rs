@@ -94,7 +94,15 @@ pub struct Walk<'a> {
 impl<'a> Walk<'a> {
     /// A walk over `roots`, leaving out what `selection` says and the directory `volume` (device and inode).
     pub fn new(roots: &'a Roots, selection: &'a Selection, volume: Option<(u64, u64)>) -> Self {
-        Self { roots, selection, volume, systems: FileSystems::default(), path: Vec::new(), levels: Vec::new(), source_dev: 0 }
+        Self {
+            roots,
+            selection,
+            volume,
+            systems: FileSystems::default(),
+            path: Vec::new(),
+            levels: Vec::new(),
+            source_dev: 0,
+        }
     }
 
     /// Walks to the end.
@@ -146,7 +154,14 @@ impl<'a> Walk<'a> {
             visitor.warn(format!("cannot list {}: {e}", show::name(&self.path)), true);
             Listing::default()
         });
-        let mut level = Level { fd: None, dev: stat.st_dev, ino: stat.st_ino, path_len: self.path.len(), pending: Vec::new(), node: partial };
+        let mut level = Level {
+            fd: None,
+            dev: stat.st_dev,
+            ino: stat.st_ino,
+            path_len: self.path.len(),
+            pending: Vec::new(),
+            node: partial,
+        };
         for n in 0..listing.len() {
             let (name, kind) = listing.get(n);
             self.path.truncate(level.path_len);
@@ -162,7 +177,10 @@ impl<'a> Walk<'a> {
                 visitor.warn("`.bk` at the top is a name bk uses itself and is left out".to_owned(), true);
                 continue;
             }
-            if partial.is_none() && !self.selection.exclude.is_empty() && self.selection.exclude.matches(&self.path, kind == FileKind::Dir) {
+            if partial.is_none()
+                && !self.selection.exclude.is_empty()
+                && self.selection.exclude.matches(&self.path, kind == FileKind::Dir)
+            {
                 continue;
             }
             let pending = self.child(fd.as_fd(), name, kind, partial.is_some(), visitor)?;
@@ -179,7 +197,14 @@ impl<'a> Walk<'a> {
         Ok(())
     }
 
-    fn child(&mut self, dir: BorrowedFd<'_>, name: &[u8], kind: FileKind, named: bool, visitor: &mut impl Visitor) -> Result<Option<Pending>> {
+    fn child(
+        &mut self,
+        dir: BorrowedFd<'_>,
+        name: &[u8],
+        kind: FileKind,
+        named: bool,
+        visitor: &mut impl Visitor,
+    ) -> Result<Option<Pending>> {
         if kind != FileKind::Dir {
             let leaf = Leaf { dir, name, path: &self.path, kind, systems: &mut self.systems };
             if visitor.leaf(leaf)?.is_none() {
@@ -222,7 +247,8 @@ impl<'a> Walk<'a> {
         if is_volume {
             visitor.warn(format!("{} is the volume itself and is stored empty", show::name(&self.path)), false);
         }
-        let skip = is_volume || fd.is_err() || !named && self.selection.one_file_system && stat.st_dev != self.source_dev;
+        let skip =
+            is_volume || fd.is_err() || !named && self.selection.one_file_system && stat.st_dev != self.source_dev;
         let Entry { mode, uid, gid, mtime, .. } = entry;
         visitor.directory(entry)?;
         Ok(Some(Pending { name: name.to_vec(), mode, uid, gid, mtime, skip }))
@@ -276,9 +302,8 @@ impl<'a> Walk<'a> {
             return;
         }
         let again = left.fd.and_then(|fd| rustix::fs::openat(&fd, "..", DIR_FLAGS, Mode::empty()).ok());
-        above.fd = again.filter(|fd| {
-            rustix::fs::fstat(fd).is_ok_and(|stat| (stat.st_dev, stat.st_ino) == (above.dev, above.ino))
-        });
+        above.fd = again
+            .filter(|fd| rustix::fs::fstat(fd).is_ok_and(|stat| (stat.st_dev, stat.st_ino) == (above.dev, above.ino)));
         if above.fd.is_none() && !above.pending.is_empty() {
             visitor.warn(format!("{} was moved while it was read", show::name(&self.path)), true);
         }

@@ -45,9 +45,8 @@ impl LocalStore {
     /// Opens the directory `path`.
     pub fn open(path: &Path) -> Result<Self> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let root = rustix::fs::openat(CWD, path, flags, Mode::empty()).map_err(|e| {
-            Error::io(format!("cannot open the volume {}", path.display()), e).with_kind(Kind::Volume)
-        })?;
+        let root = rustix::fs::openat(CWD, path, flags, Mode::empty())
+            .map_err(|e| Error::io(format!("cannot open the volume {}", path.display()), e).with_kind(Kind::Volume))?;
         Ok(Self { root: Arc::new(root), shown: path.to_owned() })
     }
 
@@ -80,8 +79,7 @@ impl LocalStore {
     }
 
     fn existing(&self, key: &str) -> Result<File> {
-        self.open_file(key)?
-            .ok_or_else(|| Error::integrity(format!("{key} is missing in {}", self.shown.display())))
+        self.open_file(key)?.ok_or_else(|| Error::integrity(format!("{key} is missing in {}", self.shown.display())))
     }
 
     /// Opens the directory of `key`, making those that are missing, each durable in its parent.
@@ -238,10 +236,9 @@ impl Store for LocalStore {
 
     fn read_at(&self, key: &str, offset: u64, buf: &mut [u8]) -> Result<()> {
         self.existing(key)?.read_exact_at(buf, offset).map_err(|e| match e.kind() {
-            std::io::ErrorKind::UnexpectedEof => Error::integrity(format!(
-                "{key} ends before byte {}",
-                offset.saturating_add(buf.len() as u64)
-            )),
+            std::io::ErrorKind::UnexpectedEof => {
+                Error::integrity(format!("{key} ends before byte {}", offset.saturating_add(buf.len() as u64)))
+            }
             _ => Error::io(format!("cannot read {key} in {}", self.shown.display()), e),
         })
     }
@@ -275,7 +272,11 @@ impl Store for LocalStore {
             self.root.try_clone().map_err(|e| Error::io("cannot copy a descriptor", e))?
         } else {
             check_key(start)?;
-            match open_beneath(&self.root, start, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NOFOLLOW) {
+            match open_beneath(
+                &self.root,
+                start,
+                OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NOFOLLOW,
+            ) {
                 Ok(fd) => fd,
                 Err(Errno::NOENT) => return Ok(items),
                 Err(e) => return Err(self.io("list", start, e)),
@@ -303,7 +304,8 @@ impl Store for LocalStore {
                     }
                     FileType::Directory if key.matches('/').count() < 5 => {
                         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-                        let sub = rustix::fs::openat(&fd, name, flags, Mode::empty()).map_err(|e| self.io("list", &key, e))?;
+                        let sub = rustix::fs::openat(&fd, name, flags, Mode::empty())
+                            .map_err(|e| self.io("list", &key, e))?;
                         pending.push((sub, format!("{key}/")));
                     }
                     _ => {}
@@ -318,7 +320,9 @@ impl Store for LocalStore {
         check_key(key)?;
         let (parent, name) = key.rsplit_once('/').unwrap_or(("", key));
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-        let dir = if parent.is_empty() { self.root.try_clone().map_err(|e| Error::io("cannot copy a descriptor", e))? } else {
+        let dir = if parent.is_empty() {
+            self.root.try_clone().map_err(|e| Error::io("cannot copy a descriptor", e))?
+        } else {
             match open_beneath(&self.root, parent, flags) {
                 Ok(dir) => dir,
                 Err(Errno::NOENT) => return Ok(()),
@@ -344,14 +348,16 @@ impl Store for LocalStore {
     fn scratch(&self) -> Result<File> {
         let (mut file, temp) = unnamed(&self.root).map_err(|e| self.io("create", "a temporary file", e))?;
         if let Some(temp) = temp {
-            rustix::fs::unlinkat(&*self.root, temp, AtFlags::empty()).map_err(|e| self.io("create", "a temporary file", e))?;
+            rustix::fs::unlinkat(&*self.root, temp, AtFlags::empty())
+                .map_err(|e| self.io("create", "a temporary file", e))?;
         }
         file.rewind().map_err(|e| Error::io("cannot use a temporary file", e))?;
         Ok(file)
     }
 
     fn check_writable(&self) -> Result<()> {
-        let (mut file, temp) = unnamed(&self.root).map_err(|e| self.io("write", "a test object", e).with_volume_kind())?;
+        let (mut file, temp) =
+            unnamed(&self.root).map_err(|e| self.io("write", "a test object", e).with_volume_kind())?;
         let written = file.write_all(&[0; 4096]).and_then(|()| file.sync_all());
         if let Some(temp) = temp {
             let _ = rustix::fs::unlinkat(&*self.root, temp, AtFlags::empty());

@@ -49,7 +49,8 @@ pub fn create_local(path: &Path, now: Instant) -> Result<Volume> {
         return Err(Error::new(Kind::Volume, format!("{shown} is not empty: it holds `{name}`"))
             .with_hint("a volume wants a directory of its own"));
     }
-    let file = VolumeFile { r#type: VolumeTag::Volume, format_version: FORMAT_VERSION, id: Nonce::new()?, created_at: now };
+    let file =
+        VolumeFile { r#type: VolumeTag::Volume, format_version: FORMAT_VERSION, id: Nonce::new()?, created_at: now };
     match store.put_new(VOLUME_KEY, &file.encode()?)? {
         Created::New => {}
         Created::Exists => return Err(Error::new(Kind::Volume, format!("{shown} was made a volume meanwhile"))),

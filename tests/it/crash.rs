@@ -64,7 +64,15 @@ impl Scene {
         self.reset();
         let log = self.world.path("strace");
         let trace = format!("trace={CALLS}");
-        let strace = [OsStr::new("strace"), "-f".as_ref(), "-qq".as_ref(), "-o".as_ref(), log.as_ref(), "-e".as_ref(), trace.as_ref()];
+        let strace = [
+            OsStr::new("strace"),
+            "-f".as_ref(),
+            "-qq".as_ref(),
+            "-o".as_ref(),
+            log.as_ref(),
+            "-e".as_ref(),
+            trace.as_ref(),
+        ];
         self.snapshot_under(&strace).ok();
         let text = String::from_utf8_lossy(&fs::read(&log).unwrap()).into_owned();
         let mut by_thread: BTreeMap<(String, String), usize> = BTreeMap::new();

@@ -21,7 +21,8 @@ fn scene(codec: &str) -> World {
     }
     fs::write(world.src.join("large"), rng.noise(400_000)).unwrap();
     world.snapshot("t", &format!("--frame-size 16KiB --part-size 64KiB --compression {codec}")).ok();
-    let stream = world.bk("snapshot --job s --stdin dump --frame-size 16KiB --part-size 64KiB --compression").arg(codec);
+    let stream =
+        world.bk("snapshot --job s --stdin dump --frame-size 16KiB --part-size 64KiB --compression").arg(codec);
     stream.small().stdin(rng.noise(200_000)).run().ok();
     world
 }
@@ -40,7 +41,8 @@ fn flip(path: &Path, at: u64, mask: u8) {
 /// `verify` fails with exit 8 and names the object; a damaged volume file may also count as no volume at all.
 fn found(world: &World, options: &str, object: &Path, about: &str) -> Ran {
     let ran = world.bk("verify").words(options).run();
-    let codes: &[i32] = if name_of(object) == "bk-volume.json" { &[exit::INTEGRITY, exit::VOLUME] } else { &[exit::INTEGRITY] };
+    let codes: &[i32] =
+        if name_of(object) == "bk-volume.json" { &[exit::INTEGRITY, exit::VOLUME] } else { &[exit::INTEGRITY] };
     assert!(codes.contains(&ran.code()), "{about}: exit {}\n{}", ran.code(), ran.show());
     let shown = ran.said();
     // A record may be named by its snapshot.

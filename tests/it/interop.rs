@@ -8,9 +8,7 @@ use std::path::PathBuf;
 
 use crate::support::inventory::{Compare, Inventory, assert_same, inventory};
 use crate::support::tools::{need, need_root, shell, shell_ok};
-use crate::support::tree::{
-    ACLS, DEEP, LARGE, ODD_NAMES, ODD_XATTRS, OLD_FRACTIONS, RAW_NAMES, SOCKETS, SPARSE, Tree,
-};
+use crate::support::tree::{ACLS, DEEP, LARGE, ODD_NAMES, ODD_XATTRS, OLD_FRACTIONS, RAW_NAMES, SOCKETS, SPARSE, Tree};
 use crate::support::{World, files_below, name_of};
 
 /// With `--acls` GNU tar goes by `/proc/self/fd/N/PATH`, which no path near 4,095 bytes fits into: those go by
@@ -68,7 +66,8 @@ fn gnu_tar_on_the_longest_paths() {
 
 #[test]
 fn gnu_tar_by_itself_on_one_file() {
-    let line = format!("cat \"$1\"/tree-* > \"$2\".tar.zst && {}", GNU_TAR.replace("-xpf -", "--zstd -xpf \"$2\".tar.zst"));
+    let line =
+        format!("cat \"$1\"/tree-* > \"$2\".tar.zst && {}", GNU_TAR.replace("-xpf -", "--zstd -xpf \"$2\".tar.zst"));
     let options = "--frame-size 256KiB --part-size 1MiB";
     same_by("gnu_tar_by_itself_on_one_file", &["zstd", "tar"], &line, options, 62, DEEP, &Compare::EXACT);
 }
@@ -185,7 +184,8 @@ fn each_part_alone_lists_without_a_word() {
         };
         let mut listed = 0;
         for part in &parts {
-            for line in [format!("{decode} < \"$1\" | tar -tf -"), "tar -tf \"$1\"".into(), "bsdtar -tf \"$1\"".into()] {
+            for line in [format!("{decode} < \"$1\" | tar -tf -"), "tar -tf \"$1\"".into(), "bsdtar -tf \"$1\"".into()]
+            {
                 let output = shell_ok(&line, &[part]);
                 let said = String::from_utf8_lossy(&output.stderr).into_owned();
                 let strange: Vec<&str> =

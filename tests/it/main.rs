@@ -16,6 +16,7 @@
 mod cli;
 mod crash;
 mod damage;
+mod floors;
 mod harness;
 mod interop;
 mod kernel;

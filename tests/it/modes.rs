@@ -49,7 +49,17 @@ fn a_rerun_after_a_kill_completes() {
     let target = world.path("out");
     for n in [3, 20, 90, 200] {
         let inject = format!("inject=openat,linkat,mkdirat,mknodat,renameat2,renameat:signal=SIGKILL:when={n}");
-        let strace = ["strace", "-qq", "-f", "-o", "/dev/null", "-e", "trace=openat,linkat,mkdirat,mknodat,renameat2,renameat", "-e", &inject];
+        let strace = [
+            "strace",
+            "-qq",
+            "-f",
+            "-o",
+            "/dev/null",
+            "-e",
+            "trace=openat,linkat,mkdirat,mknodat,renameat2,renameat",
+            "-e",
+            &inject,
+        ];
         if !crate::support::tools::need("a_rerun_after_a_kill_completes", &["strace"]) {
             return;
         }

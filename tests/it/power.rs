@@ -16,7 +16,16 @@ const CUTS: u64 = 50;
 
 fn start(world: &World, volume: &Path, job: &str) -> Running {
     let options = "--frame-size 16KiB --part-size 128KiB --quiet";
-    Bk::new("snapshot --job").arg(job).words(options).small().arg("--volume").arg(volume).arg("-C").arg(&world.src).arg(".").spawn()
+    Bk::new("snapshot --job")
+        .arg(job)
+        .words(options)
+        .small()
+        .arg("--volume")
+        .arg(volume)
+        .arg("-C")
+        .arg(&world.src)
+        .arg(".")
+        .spawn()
 }
 
 /// A process that has the file system open and cuts its power at a word: it must not be slow to start by then.
@@ -123,7 +132,17 @@ fn the_cut_finds_a_run_that_does_not_sync() {
     start(&world, &volume, "p").finish().ok();
     // strace answers for the kernel: every sync is said to be done, and none is.
     let lie = "inject=fsync,fdatasync,syncfs,sync,sync_file_range:retval=0";
-    let strace = ["strace", "-f", "-qqq", "-o", "/dev/null", "-e", "trace=fsync,fdatasync,syncfs,sync,sync_file_range", "-e", lie];
+    let strace = [
+        "strace",
+        "-f",
+        "-qqq",
+        "-o",
+        "/dev/null",
+        "-e",
+        "trace=fsync,fdatasync,syncfs,sync,sync_file_range",
+        "-e",
+        lie,
+    ];
     let bk = Bk::under(&strace.map(OsStr::new), "snapshot --job p --volume").arg(&volume);
     let ran = bk.arg("-C").arg(&world.src).arg(".").run().ok();
     assert_eq!(list(&volume).len(), 2, "{}", ran.show());

@@ -36,14 +36,18 @@ fn raced(name: &str, rounds: usize, race: impl Fn(&Path, u64) + Sync, check: imp
         // The scope waits for the racer: it must be told to stop also when an assertion ends the rounds.
         let rounds = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
             for round in 1..=rounds {
-                let ran = world.snapshot("race", "--frame-size 64KiB --part-size 256KiB").code_is(&[0, exit::INCOMPLETE]);
+                let ran =
+                    world.snapshot("race", "--frame-size 64KiB --part-size 256KiB").code_is(&[0, exit::INCOMPLETE]);
                 let run = world.parts("race", "tree-")[0].parent().unwrap().to_owned();
                 shell_ok(r#"cat "$1"/tree-* | zstd -dc | tar -tf -"#, &[&run]);
                 let (target, back) = world.restore(&format!("race/{round}"), &format!("out{round}"));
                 back.code_is(&[0, exit::INCOMPLETE]);
                 for n in 0..100 {
                     let name = format!("still-{n:03}");
-                    assert!(fs::read(target.join(&name)).unwrap() == fs::read(world.src.join(&name)).unwrap(), "{name}");
+                    assert!(
+                        fs::read(target.join(&name)).unwrap() == fs::read(world.src.join(&name)).unwrap(),
+                        "{name}"
+                    );
                 }
                 check(&world, &target.join("live"), &ran);
                 fs::remove_dir_all(target).unwrap();
@@ -110,7 +114,8 @@ fn files_that_are_rewritten_are_one_version_or_marked() {
             let byte = n as u8;
             fs::write(live.join("new"), vec![byte; 5000]).unwrap();
             fs::rename(live.join("new"), live.join("replaced")).unwrap();
-            let mut file = OpenOptions::new().create(true).truncate(false).write(true).open(live.join("in-place")).unwrap();
+            let mut file =
+                OpenOptions::new().create(true).truncate(false).write(true).open(live.join("in-place")).unwrap();
             file.write_all(&vec![byte; 300_000]).unwrap();
         },
         |_, live, ran| {
@@ -118,7 +123,11 @@ fn files_that_are_rewritten_are_one_version_or_marked() {
             assert!(bytes.iter().all(|b| *b == bytes[0]) && bytes.len() == 5000, "a mix of two versions");
             let Ok(bytes) = fs::read(live.join("in-place")) else { return };
             let mixed = bytes.iter().any(|b| *b != bytes[0]);
-            assert!(!mixed || ran.code() == exit::INCOMPLETE, "a mix of two versions, and nothing said\n{}", ran.show());
+            assert!(
+                !mixed || ran.code() == exit::INCOMPLETE,
+                "a mix of two versions, and nothing said\n{}",
+                ran.show()
+            );
         },
     );
 }

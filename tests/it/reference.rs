@@ -68,7 +68,14 @@ fn plan() -> impl Strategy<Value = Plan> {
         prop::collection::vec(prop::collection::vec(change(), 1..20), 1..4),
         prop::collection::vec((any::<Index>(), any::<Index>(), any::<Index>(), 0usize..70_000), 8),
     )
-        .prop_map(|(codec, frame, part, threads, rounds, reads)| Plan { codec, frame, part, threads, rounds, reads })
+        .prop_map(|(codec, frame, part, threads, rounds, reads)| Plan {
+            codec,
+            frame,
+            part,
+            threads,
+            rounds,
+            reads,
+        })
 }
 
 type Model = BTreeMap<String, Vec<u8>>;
@@ -182,12 +189,14 @@ fn check(plan: &Plan) {
 fn random_trees_read_back_as_the_model_says() {
     let cases = std::env::var("PROPTEST_CASES").ok().and_then(|v| v.parse().ok()).unwrap_or(24);
     // A failing plan is printed whole and shrunk; no file of seeds is kept beside the test.
-    let config = ProptestConfig { cases, failure_persistence: None, max_shrink_iters: 200, ..ProptestConfig::default() };
-    TestRunner::new(config).run(&plan(), |plan| {
-        std::panic::catch_unwind(|| check(&plan)).map_err(|cause| {
-            let text = cause.downcast_ref::<String>().cloned().unwrap_or_else(|| "a panic".into());
-            TestCaseError::fail(text)
+    let config =
+        ProptestConfig { cases, failure_persistence: None, max_shrink_iters: 200, ..ProptestConfig::default() };
+    TestRunner::new(config)
+        .run(&plan(), |plan| {
+            std::panic::catch_unwind(|| check(&plan)).map_err(|cause| {
+                let text = cause.downcast_ref::<String>().cloned().unwrap_or_else(|| "a panic".into());
+                TestCaseError::fail(text)
+            })
         })
-    })
-    .unwrap_or_else(|e| panic!("{e}"));
+        .unwrap_or_else(|e| panic!("{e}"));
 }

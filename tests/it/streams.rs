@@ -34,7 +34,8 @@ fn stock_tools_read_a_stream() {
     }
     let world = World::new("stock");
     let dump = [Rng::new(51).prose(2_000_000), Rng::new(52).noise(500_000)].concat();
-    for (codec, tool) in [("zstd:3", "zstd -dc"), ("bzip2:9", "bzip2 -dc"), ("bzip2:2", "lbzip2 -dc"), ("none", "cat")] {
+    for (codec, tool) in [("zstd:3", "zstd -dc"), ("bzip2:9", "bzip2 -dc"), ("bzip2:2", "lbzip2 -dc"), ("none", "cat")]
+    {
         world
             .bk("snapshot --job db --stdin d --frame-size 64KiB --part-size 128KiB --compression")
             .arg(codec)

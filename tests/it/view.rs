@@ -70,7 +70,14 @@ fn ls_shows_every_entry_and_cat_gives_its_bytes() {
     let text = world.bk("ls tree/1 -R names").run().ok().text();
     assert!(!text.contains('\u{1b}') && !text.contains('\u{202e}'), "control characters reach the terminal");
     world.bk("ls tree/1 no/such").run().code_is(&[exit::ERROR]).says("no/such");
-    for name in ["plain/size-0", "plain/size-4097", "plain/size-1048577", "large/noise", "sparse/middle", "links/z-other/across"] {
+    for name in [
+        "plain/size-0",
+        "plain/size-4097",
+        "plain/size-1048577",
+        "large/noise",
+        "sparse/middle",
+        "links/z-other/across",
+    ] {
         let ran = world.bk("cat tree/1").arg(name).run().ok();
         assert_eq!(blake3::hash(&ran.stdout), blake3::hash(&fs::read(world.src.join(name)).unwrap()), "{name}");
     }
@@ -105,7 +112,9 @@ fn diff_names_what_came_went_and_changed() {
 #[test]
 fn excludes_leave_out_what_they_name() {
     let world = World::new("exclude");
-    for path in ["a/keep.txt", "a/drop.o", "b/cache/x", "b/cache/y/z", "b/keep", "c/private/secret", "c/open", "d/tmp/t", "e/f"] {
+    for path in
+        ["a/keep.txt", "a/drop.o", "b/cache/x", "b/cache/y/z", "b/keep", "c/private/secret", "c/open", "d/tmp/t", "e/f"]
+    {
         let path = world.src.join(path);
         fs::create_dir_all(path.parent().unwrap()).unwrap();
         fs::write(path, "x").unwrap();

@@ -81,7 +81,12 @@ pub fn stopped() -> Error {
 
 impl<'a> Framer<'a> {
     /// A framer for frames of `frame_len` bytes that takes empty buffers from `pool` and sends full ones to `out`.
-    pub fn new(frame_len: usize, out: Sender<Plain>, pool: Receiver<Vec<u8>>, help: &'a mut dyn FnMut() -> Result<bool>) -> Result<Self> {
+    pub fn new(
+        frame_len: usize,
+        out: Sender<Plain>,
+        pool: Receiver<Vec<u8>>,
+        help: &'a mut dyn FnMut() -> Result<bool>,
+    ) -> Result<Self> {
         let buf = pool.recv().map_err(|_| stopped())?;
         let frame = Plain {
             number: 0,

@@ -55,7 +55,11 @@ impl IndexWriter {
     pub fn entry(&mut self, entry: Entry) -> Result<()> {
         self.weight += weight(&entry);
         self.entries.push(entry);
-        if self.entries.len() == ROW_COUNT_MAX || self.weight > BLOCK_WEIGHT_MAX { self.flush_entries() } else { Ok(()) }
+        if self.entries.len() == ROW_COUNT_MAX || self.weight > BLOCK_WEIGHT_MAX {
+            self.flush_entries()
+        } else {
+            Ok(())
+        }
     }
 
     /// Adds an extent; extents come in the order of the entries that own them.
@@ -91,7 +95,11 @@ impl IndexWriter {
         let tail = encode_tail(&self.directory)?;
         self.out.write(&tail.bytes)?;
         self.out.finish()?;
-        Ok(IndexRef { name: INDEX_NAME.to_owned(), len: self.offset + tail.bytes.len() as u64, tail_digest: tail.digest })
+        Ok(IndexRef {
+            name: INDEX_NAME.to_owned(),
+            len: self.offset + tail.bytes.len() as u64,
+            tail_digest: tail.digest,
+        })
     }
 
     fn flush_entries(&mut self) -> Result<()> {
@@ -123,7 +131,14 @@ impl IndexWriter {
         self.block(Section::Parts, &encode_parts(&rows), rows.len(), Vec::new(), 0)
     }
 
-    fn block(&mut self, section: Section, plain: &[u8], rows: usize, first_key: Vec<u8>, first_extent: u64) -> Result<()> {
+    fn block(
+        &mut self,
+        section: Section,
+        plain: &[u8],
+        rows: usize,
+        first_key: Vec<u8>,
+        first_extent: u64,
+    ) -> Result<()> {
         if rows == 0 {
             return Ok(());
         }

@@ -52,7 +52,13 @@ impl<'a> Links<'a> {
     /// Remembers that `inode` is stored as `path`.
     pub fn insert(&mut self, inode: Inode, path: &[u8]) -> Result<()> {
         if self.spill.is_none() && self.memory.len() >= MEMORY_COUNT_MAX {
-            let mut spill = Spill { slots: (self.scratch)()?, slot_count: FIRST_SLOT_COUNT, used: 0, paths: (self.scratch)()?, paths_len: 0 };
+            let mut spill = Spill {
+                slots: (self.scratch)()?,
+                slot_count: FIRST_SLOT_COUNT,
+                used: 0,
+                paths: (self.scratch)()?,
+                paths_len: 0,
+            };
             spill.slots.set_len(FIRST_SLOT_COUNT * SLOT_LEN as u64).map_err(failed)?;
             for (inode, path) in std::mem::take(&mut self.memory) {
                 spill.insert(inode, &path, self.scratch)?;
@@ -127,7 +133,13 @@ impl Spill {
     fn grow(&mut self, scratch: &dyn Fn() -> Result<File>) -> Result<()> {
         let larger = scratch()?;
         larger.set_len(self.slot_count * 2 * SLOT_LEN as u64).map_err(failed)?;
-        let smaller = Spill { slots: std::mem::replace(&mut self.slots, larger), slot_count: self.slot_count, used: 0, paths: self.paths.try_clone().map_err(failed)?, paths_len: 0 };
+        let smaller = Spill {
+            slots: std::mem::replace(&mut self.slots, larger),
+            slot_count: self.slot_count,
+            used: 0,
+            paths: self.paths.try_clone().map_err(failed)?,
+            paths_len: 0,
+        };
         self.slot_count *= 2;
         self.used = 0;
         for at in 0..smaller.slot_count {

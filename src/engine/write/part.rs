@@ -172,7 +172,15 @@ impl PartWriter {
         };
         let name = part_name(name, self.number, self.target.codec);
         let out = self.target.store.create(&format!("{}{name}", self.target.dir))?;
-        let part = Part { stream, number: self.number, stored_len: 0, plain_len: 0, frames: 0, trailer_len: 0, digest: Digest([0; 32]) };
+        let part = Part {
+            stream,
+            number: self.number,
+            stored_len: 0,
+            plain_len: 0,
+            frames: 0,
+            trailer_len: 0,
+            digest: Digest([0; 32]),
+        };
         self.number += 1;
         Ok(Open { name, out, part, digests: blake3::Hasher::new(), frames: Vec::new() })
     }
@@ -183,7 +191,8 @@ impl PartWriter {
             let table = seek_table::encode(&open.frames);
             open.out.write(&table)?;
             open.digests.update(&Digest::of(&table).0);
-            open.part.trailer_len = u32::try_from(table.len()).map_err(|_| Error::integrity("a seek table is too long"))?;
+            open.part.trailer_len =
+                u32::try_from(table.len()).map_err(|_| Error::integrity("a seek table is too long"))?;
             open.part.stored_len += table.len() as u64;
         }
         open.out.finish()?;
@@ -204,7 +213,8 @@ impl PartWriter {
                     self.pieces = Some((start, len, joiner));
                     return Ok(());
                 }
-                let digest = joiner.finish().ok_or_else(|| Error::integrity("a content of one piece was not hashed whole"))?;
+                let digest =
+                    joiner.finish().ok_or_else(|| Error::integrity("a content of one piece was not hashed whole"))?;
                 Extent { stream, offset: start, len, digest }
             }
         };

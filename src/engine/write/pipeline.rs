@@ -47,7 +47,11 @@ pub struct Settings {
 ///
 /// The calling thread counts as one of the workers: when no buffer is free to fill, it compresses a frame itself. So there
 /// are as many busy threads as processors, and none is put aside in the middle of a frame.
-pub fn run<T>(settings: Settings, writer: PartWriter, fill: impl FnOnce(&mut Framer<'_>) -> Result<T>) -> Result<(T, Stored)> {
+pub fn run<T>(
+    settings: Settings,
+    writer: PartWriter,
+    fill: impl FnOnce(&mut Framer<'_>) -> Result<T>,
+) -> Result<(T, Stored)> {
     let buffers = settings.threads + 2;
     let (plain_free, plain_pool) = bounded(buffers);
     let (stored_free, stored_pool) = bounded(buffers);
@@ -131,7 +135,13 @@ struct Worker {
 }
 
 impl Worker {
-    fn new(settings: Settings, frames: &Receiver<Plain>, pool: &Receiver<Vec<u8>>, free: &Sender<Vec<u8>>, out: &Sender<(u64, Sealed)>) -> Result<Self> {
+    fn new(
+        settings: Settings,
+        frames: &Receiver<Plain>,
+        pool: &Receiver<Vec<u8>>,
+        free: &Sender<Vec<u8>>,
+        out: &Sender<(u64, Sealed)>,
+    ) -> Result<Self> {
         Ok(Self {
             settings,
             encoder: Encoder::new(settings.codec)?,
@@ -196,7 +206,8 @@ impl Worker {
         let len = u32::try_from(frame.len).map_err(|_| Error::integrity("a frame is too long"))?;
         let Plain { number, stream, offset, buf, starts_member, runs_on, rows, ends_stream, .. } = frame;
         let _ = self.free.send(buf);
-        let sealed = Sealed { stream, offset, len, stored, digest, starts_member, runs_on, contents, rows, ends_stream };
+        let sealed =
+            Sealed { stream, offset, len, stored, digest, starts_member, runs_on, contents, rows, ends_stream };
         Ok(self.out.send((number, sealed)).is_ok())
     }
 }

@@ -9,7 +9,13 @@ use crate::{
 };
 
 /// Stores all of `input` as stream `number`; gives its length in bytes: 0 when there was none and nothing was stored.
-pub fn store(framer: &mut Framer<'_>, number: u32, name: &str, input: &mut dyn Read, monitor: &dyn Monitor) -> Result<u64> {
+pub fn store(
+    framer: &mut Framer<'_>,
+    number: u32,
+    name: &str,
+    input: &mut dyn Read,
+    monitor: &dyn Monitor,
+) -> Result<u64> {
     framer.begin(number);
     let mut total = 0u64;
     let mut filled = fill(framer, name, input, monitor)?;

@@ -59,7 +59,8 @@ pub struct Outcome {
 pub fn store(framer: &mut Framer<'_>, walk: Walk<'_>, links: Links<'_>, monitor: &dyn Monitor) -> Result<Outcome> {
     framer.begin(0);
     let outcome = Outcome::default();
-    let mut tree = Tree { framer, links, monitor, outcome, header: Vec::new(), note: Vec::new(), no_atime: true, told: (0, 0) };
+    let mut tree =
+        Tree { framer, links, monitor, outcome, header: Vec::new(), note: Vec::new(), no_atime: true, told: (0, 0) };
     walk.run(&mut tree)?;
     tree.finish()
 }
@@ -90,7 +91,10 @@ impl Visitor for Tree<'_, '_> {
     fn enter(&mut self, dir: &Entry) -> Result<()> {
         let left = self.member(dir)?;
         if left.xattrs {
-            self.warn(format!("the attributes of {} are only in the index: too large for tar", show::name(&dir.path)), true);
+            self.warn(
+                format!("the attributes of {} are only in the index: too large for tar", show::name(&dir.path)),
+                true,
+            );
         }
         Ok(())
     }
@@ -321,7 +325,8 @@ impl Tree<'_, '_> {
                 break;
             }
         }
-        let after = rustix::fs::fstat(fd).map_err(|e| Error::io(format!("cannot stat {}", show::name(&entry.path)), e))?;
+        let after =
+            rustix::fs::fstat(fd).map_err(|e| Error::io(format!("cannot stat {}", show::name(&entry.path)), e))?;
         if let ReadEnd::Failed(_, errno) = end {
             self.framer.rewind(mark);
             entry.status = entry.status.with(Status::IO_ERROR);
@@ -402,7 +407,8 @@ impl Tree<'_, '_> {
             }
         }
         self.framer.pad(BLOCK_LEN);
-        let after = rustix::fs::fstat(fd).map_err(|e| Error::io(format!("cannot stat {}", show::name(&entry.path)), e))?;
+        let after =
+            rustix::fs::fstat(fd).map_err(|e| Error::io(format!("cannot stat {}", show::name(&entry.path)), e))?;
         if short || is_changed(stat, &after) {
             self.mark_changed(entry, is_grown(stat, &after, short));
         }
@@ -411,7 +417,13 @@ impl Tree<'_, '_> {
             if !short {
                 entry.status = entry.status.with(Status::IO_ERROR);
                 let first = entry.damaged[0];
-                self.incomplete(&entry.path, &format!("cannot read all of it: {} bytes at {} and perhaps more are missing", first.len, first.offset));
+                self.incomplete(
+                    &entry.path,
+                    &format!(
+                        "cannot read all of it: {} bytes at {} and perhaps more are missing",
+                        first.len, first.offset
+                    ),
+                );
             }
         }
         Ok(())
@@ -503,7 +515,11 @@ fn read_run(fd: &OwnedFd, offset: u64, buf: &mut [u8], sequential: bool) -> Read
     let mut done = 0;
     while done < buf.len() {
         let at = offset + done as u64;
-        let got = if sequential { rustix::io::read(fd, &mut buf[done..]) } else { rustix::io::pread(fd, &mut buf[done..], at) };
+        let got = if sequential {
+            rustix::io::read(fd, &mut buf[done..])
+        } else {
+            rustix::io::pread(fd, &mut buf[done..], at)
+        };
         match got {
             Ok(0) => return ReadEnd::Short(done as u64),
             Ok(len) => done += len,

@@ -171,7 +171,17 @@ fn decode_directory(plain: &[u8], blocks_len: u64) -> Result<Directory> {
         let next = &mut next_row[usize::from(section as u8 & 3)];
         let first_row = *next;
         *next += u64::from(rows);
-        blocks.push(BlockInfo { section, offset, stored_len, plain_len, digest, rows, first_row, first_key, first_extent });
+        blocks.push(BlockInfo {
+            section,
+            offset,
+            stored_len,
+            plain_len,
+            digest,
+            rows,
+            first_row,
+            first_key,
+            first_extent,
+        });
         offset += u64::from(stored_len);
     }
     reader.finish()?;

@@ -93,8 +93,16 @@ struct Columns {
 impl Columns {
     fn all(&self) -> [&Vec<u8>; 10] {
         [
-            &self.dirs, &self.names, &self.classes, &self.class_ids, &self.mtimes, &self.ctimes, &self.inos,
-            &self.sizes, &self.links, &self.extras,
+            &self.dirs,
+            &self.names,
+            &self.classes,
+            &self.class_ids,
+            &self.mtimes,
+            &self.ctimes,
+            &self.inos,
+            &self.sizes,
+            &self.links,
+            &self.extras,
         ]
     }
 }
@@ -275,8 +283,9 @@ pub fn decode(plain: &[u8], rows: usize) -> Result<Vec<Entry>> {
         columns.push(Reader::new(head.bytes(len)?));
     }
     head.finish()?;
-    let Ok([mut dirs, mut names, mut classes, mut ids, mut mtimes, mut ctimes, mut inos, mut sizes, mut links, mut extras]) =
-        <[Reader<'_>; 10]>::try_from(columns)
+    let Ok(
+        [mut dirs, mut names, mut classes, mut ids, mut mtimes, mut ctimes, mut inos, mut sizes, mut links, mut extras],
+    ) = <[Reader<'_>; 10]>::try_from(columns)
     else {
         return Err(Error::integrity("a block without its columns"));
     };
@@ -320,7 +329,8 @@ pub fn decode(plain: &[u8], rows: usize) -> Result<Vec<Entry>> {
             EntryKind::Symlink | EntryKind::HardLink => {
                 let len = links.len_max(LINK_LEN_MAX)?;
                 row.link = links.bytes(len)?.to_vec();
-                let valid = if row.kind == EntryKind::HardLink { path::is_valid(&row.link) } else { !row.link.contains(&0) };
+                let valid =
+                    if row.kind == EntryKind::HardLink { path::is_valid(&row.link) } else { !row.link.contains(&0) };
                 if !valid || row.link.is_empty() {
                     return Err(Error::integrity("not the target of a link"));
                 }
@@ -373,11 +383,14 @@ pub(crate) mod tests {
                 entry.mtime = Time { sec: times.0, nsec: times.1 };
                 entry.ctime = Time { sec: times.2, nsec: times.3 };
                 let mut at = 0;
-                let runs: Vec<Run> = lens.iter().map(|&(gap, len)| {
-                    let run = Run { offset: at + gap, len };
-                    at = run.end();
-                    run
-                }).collect();
+                let runs: Vec<Run> = lens
+                    .iter()
+                    .map(|&(gap, len)| {
+                        let run = Run { offset: at + gap, len };
+                        at = run.end();
+                        run
+                    })
+                    .collect();
                 match entry.kind {
                     EntryKind::File if flag => {
                         entry.size = at + 7;

@@ -2,7 +2,11 @@
 
 use crate::{
     error::{Error, Result},
-    format::{codec::FRAME_LEN_MAX, layout::PART_COUNT_MAX, varint::{Reader, put}},
+    format::{
+        codec::FRAME_LEN_MAX,
+        layout::PART_COUNT_MAX,
+        varint::{Reader, put},
+    },
     model::digest::Digest,
 };
 
@@ -126,7 +130,8 @@ pub fn decode_extents(plain: &[u8], rows: usize) -> Result<Vec<Extent>> {
         };
         let len = reader.u64()?;
         let offset = gap.and_then(|g| end.checked_add(g)).ok_or_else(|| Error::integrity(OVERFLOW))?;
-        end = offset.checked_add(len).filter(|&e| i64::try_from(e).is_ok()).ok_or_else(|| Error::integrity(OVERFLOW))?;
+        end =
+            offset.checked_add(len).filter(|&e| i64::try_from(e).is_ok()).ok_or_else(|| Error::integrity(OVERFLOW))?;
         out.push(Extent { stream, offset, len, digest: Digest([0; 32]) });
     }
     for (row, digest) in out.iter_mut().zip(read_digests(&mut reader, rows)?) {
@@ -174,7 +179,9 @@ pub fn decode_frames(plain: &[u8], rows: usize) -> Result<Vec<Frame>> {
             && u64::from(row.stored_len) <= 2 * FRAME_LEN_MAX
             && row.offset <= i64::MAX as u64
             && row.stored_offset <= i64::MAX as u64;
-        let follows = out.last().is_none_or(|last| last.stream < row.stream || last.stream == row.stream && last.end() == row.offset);
+        let follows = out
+            .last()
+            .is_none_or(|last| last.stream < row.stream || last.stream == row.stream && last.end() == row.offset);
         if !sane || !follows {
             return Err(Error::integrity("frames are not in order"));
         }
@@ -240,7 +247,16 @@ mod tests {
             .to_vec();
         assert_eq!(decode_extents(&encode_extents(&extents), 4).unwrap(), extents);
         let frames: Vec<_> = [(0, 0, 10), (0, 10, 4), (1, 0, 9)]
-            .map(|(stream, offset, len)| Frame { stream, offset, len, part: 2, stored_offset: 7, stored_len: 3, digest, starts_member: stream == 0 })
+            .map(|(stream, offset, len)| Frame {
+                stream,
+                offset,
+                len,
+                part: 2,
+                stored_offset: 7,
+                stored_len: 3,
+                digest,
+                starts_member: stream == 0,
+            })
             .to_vec();
         assert_eq!(decode_frames(&encode_frames(&frames), 3).unwrap(), frames);
         let parts = vec![Part { stream: 1, number: 2, stored_len: 3, plain_len: 4, frames: 5, trailer_len: 6, digest }];

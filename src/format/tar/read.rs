@@ -95,13 +95,16 @@ impl<R: Read> TarReader<R> {
 
     /// Passes over what is left of the member; its padding must be zeros.
     pub fn skip_rest(&mut self) -> Result<()> {
-        let mut buf = vec![0; 64 << 10];
-        while self.pending > 0 {
-            self.read_data(&mut buf)?;
+        if self.pending > 0 {
+            let mut buf = vec![0; 64 << 10];
+            while self.pending > 0 {
+                self.read_data(&mut buf)?;
+            }
         }
-        let padding = usize::try_from(std::mem::take(&mut self.padding)).unwrap_or(0);
-        self.exact(&mut buf[..padding])?;
-        if buf[..padding].iter().any(|&b| b != 0) {
+        let mut padding = [0; BLOCK_LEN];
+        let padding = &mut padding[..usize::try_from(std::mem::take(&mut self.padding)).unwrap_or(0)];
+        self.exact(padding)?;
+        if padding.iter().any(|&b| b != 0) {
             return Err(bad(format!("padding before {} is not zero", self.offset)));
         }
         Ok(())
@@ -123,7 +126,8 @@ impl<R: Read> TarReader<R> {
             name = sparse_name;
         }
         if kind == EntryKind::Dir {
-            name = name.strip_suffix(b"/").map(<[u8]>::to_vec).ok_or_else(|| bad("a directory's name without a slash"))?;
+            name =
+                name.strip_suffix(b"/").map(<[u8]>::to_vec).ok_or_else(|| bad("a directory's name without a slash"))?;
         }
         if name == b"." && kind == EntryKind::Dir {
             name.clear();
@@ -299,7 +303,8 @@ impl Pax {
             let len = usize::try_from(decimal(&body[..space])?).unwrap_or(usize::MAX);
             let (record, rest) = body.split_at_checked(len).ok_or_else(|| bad("record too long"))?;
             body = rest;
-            let text = record.get(space + 1..).and_then(|r| r.strip_suffix(b"\n")).ok_or_else(|| bad("broken record"))?;
+            let text =
+                record.get(space + 1..).and_then(|r| r.strip_suffix(b"\n")).ok_or_else(|| bad("broken record"))?;
             let at = text.iter().position(|&b| b == b'=').ok_or_else(|| bad("record without `=`"))?;
             let (key, value) = (&text[..at], &text[at + 1..]);
             if seen.contains(&key) {

@@ -33,8 +33,22 @@ impl Rng {
     /// Words that shrink about as text does.
     pub fn prose(&mut self, len: usize) -> Vec<u8> {
         const WORDS: [&str; 16] = [
-            "the ", "a ", "snapshot ", "volume ", "frame ", "index ", "of ", "is ", "restored\n", "part ", "in ",
-            "static int ", "return 0;\n", "{\n", "}\n", "commit ",
+            "the ",
+            "a ",
+            "snapshot ",
+            "volume ",
+            "frame ",
+            "index ",
+            "of ",
+            "is ",
+            "restored\n",
+            "part ",
+            "in ",
+            "static int ",
+            "return 0;\n",
+            "{\n",
+            "}\n",
+            "commit ",
         ];
         let mut bytes = Vec::with_capacity(len + 64);
         while bytes.len() < len {

@@ -19,9 +19,37 @@ impl Maker {
         let long = "n".repeat(255);
         let wide = "é".repeat(127);
         for name in [
-            long.as_str(), wide.as_str(), "new\nline", "esc\u{1b}[31mred", "bidi\u{202e}gnp.exe", "quo\"te's`", "-rf", "--help",
-            "trailing ", " leading", "back\\slash", "\\012", "*?[x]{a,b}", "!not", "#hash", "a=b%c", "...", "..x", "tab\there",
-            "\u{1}", "~", "日本語", "e\u{301}", "dot.", "Case", "case", ".hidden", "x:y", "@at", "$(id)", "ends\n",
+            long.as_str(),
+            wide.as_str(),
+            "new\nline",
+            "esc\u{1b}[31mred",
+            "bidi\u{202e}gnp.exe",
+            "quo\"te's`",
+            "-rf",
+            "--help",
+            "trailing ",
+            " leading",
+            "back\\slash",
+            "\\012",
+            "*?[x]{a,b}",
+            "!not",
+            "#hash",
+            "a=b%c",
+            "...",
+            "..x",
+            "tab\there",
+            "\u{1}",
+            "~",
+            "日本語",
+            "e\u{301}",
+            "dot.",
+            "Case",
+            "case",
+            ".hidden",
+            "x:y",
+            "@at",
+            "$(id)",
+            "ends\n",
         ] {
             self.file(&dir.join(name), 30);
         }
@@ -93,7 +121,15 @@ impl Maker {
         self.file(&dir.join("granted"), 12);
         let user = |id: u32, perm: u16| (2u16, perm, id);
         let none = u32::MAX;
-        let access = acl(&[(1, 6, none), user(5, 4), user(3_000_000, 7), (4, 4, none), (8, 5, 77), (16, 7, none), (32, 0, none)]);
+        let access = acl(&[
+            (1, 6, none),
+            user(5, 4),
+            user(3_000_000, 7),
+            (4, 4, none),
+            (8, 5, 77),
+            (16, 7, none),
+            (32, 0, none),
+        ]);
         set(&dir.join("granted"), "system.posix_acl_access", &access);
         let inherits = self.dir("acl/inherits");
         self.file(&inherits.join("before-default"), 5);

@@ -1,0 +1,98 @@
+#!/usr/bin/env python3
+"""bk beside its peers on real input: whole commands, in turn, medians of the ratios pair by pair.
+
+    benches/peers.py [--runs N] [--only NAME] [--kernel TARBALL] [--work DIR]
+
+Needs a release build (cargo build --release) and Debian's tar, zstd, bzip2, pbzip2, lbzip2, b3sum, and the package
+linux-source-6.1 for the kernel tree. Works in a directory on tmpfs, so that disks play no part; the page cache is warm.
+"""
+
+import argparse, os, random, shutil, statistics, subprocess, sys, time
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+BK = os.path.join(os.environ.get("CARGO_TARGET_DIR", os.path.join(ROOT, "target")), "release", "bk")
+
+
+def run(command, cwd):
+    """Wall seconds, processor seconds and the largest process's peak memory in MiB."""
+    start = time.monotonic()
+    process = subprocess.Popen(["/usr/bin/time", "-f", "%U %S %M", "-o", f"{cwd}/time.txt", "bash", "-o", "pipefail", "-c", command], cwd=cwd)
+    code = process.wait()
+    wall = time.monotonic() - start
+    if code != 0:
+        sys.exit(f"failed ({code}): {command}")
+    user, system, peak = open(f"{cwd}/time.txt").read().split()[-3:]
+    return wall, float(user) + float(system), int(peak) / 1024
+
+
+def pair(name, target, ours, peer, before_ours, before_peer, cwd, runs):
+    ratios, rows = [], []
+    for n in range(runs + 1):
+        subprocess.run(["bash", "-c", before_ours], cwd=cwd, check=True)
+        a = run(ours, cwd)
+        subprocess.run(["bash", "-c", before_peer], cwd=cwd, check=True)
+        b = run(peer, cwd)
+        if n > 0:
+            ratios.append(a[0] / b[0])
+            rows.append((a, b))
+    median = statistics.median
+    print(
+        f"| {name} | {median(r[0][0] for r in rows):.2f} s | {median(r[1][0] for r in rows):.2f} s | "
+        f"{median(ratios):.2f} ({min(ratios):.2f}–{max(ratios):.2f}) | {target} | {median(r[0][2] for r in rows):.0f} MiB |",
+        flush=True,
+    )
+
+
+def dump(path, size):
+    """A file like a pg_dump of a pgbench database: lines of numbers, tabs and padding."""
+    rng = random.Random(1)
+    with open(path, "wb") as out:
+        n = 0
+        while out.tell() < size:
+            rows = []
+            for _ in range(20000):
+                n += 1
+                rows.append(f"{n}\t{n // 100000 + 1}\t{rng.randint(-5000, 5000)}\t{' ' * 84}\n")
+            out.write("".join(rows).encode())
+        out.truncate(size)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--only", default="")
+    parser.add_argument("--kernel", default="/usr/src/linux-source-6.1.tar.xz")
+    parser.add_argument("--work", default="/dev/shm/bk-peers")
+    args = parser.parse_args()
+    work = args.work
+    os.makedirs(work, exist_ok=True)
+    tree = f"{work}/linux-source-6.1"
+    if not os.path.isdir(tree):
+        subprocess.run(["tar", "-xJf", args.kernel, "-C", work], check=True)
+    if not os.path.exists(f"{work}/dump.sql"):
+        dump(f"{work}/dump.sql", 2 << 30)
+    if not os.path.exists(f"{work}/noise"):
+        subprocess.run(["dd", "if=/dev/urandom", f"of={work}/noise", "bs=1M", "count=2048", "status=none"], check=True)
+
+    fresh = f"rm -rf v && {BK} volume create -q v"
+    snap = f"{BK} snapshot -q --volume v --job k"
+    tar = f"tar -C {tree} -cf - ."
+    cases = [
+        ("kernel zstd:3 / tar, zstd -T2 -3", "0.60", f"{snap} -C {tree} .", f"{tar} | zstd -T2 -3 -q -f -o peer.zst", fresh, "rm -f peer.zst"),
+        ("dump 2 GiB / zstd -T2 -3", "0.65", f"{snap} --stdin dump < dump.sql", "zstd -T2 -3 -q -f -o peer.zst < dump.sql", fresh, "rm -f peer.zst"),
+        ("noise 2 GiB / cp, b3sum", "1.25", f"{snap} --stdin noise < noise", "cp noise copy && b3sum --num-threads 1 copy > /dev/null", fresh, "rm -f copy peer.zst"),
+        ("kernel bzip2:9 / tar, pbzip2 -p2 -9", "1.00", f"{snap} --compression bzip2:9 -C {tree} .", f"{tar} | pbzip2 -p2 -9 -c > peer.bz2", fresh, "rm -f peer.bz2 copy"),
+        ("kernel bzip2:9 / tar, bzip2 -9", "0.55", f"{snap} --compression bzip2:9 -C {tree} .", f"{tar} | bzip2 -9 > peer.bz2", fresh, "rm -f peer.bz2"),
+        ("kernel bzip2:9 / tar, lbzip2 -n2 -9", "–", f"{snap} --compression bzip2:9 -C {tree} .", f"{tar} | lbzip2 -n2 -9 > peer.bz2", fresh, "rm -f peer.bz2"),
+        ("restore zstd:3 / zstd -dc, tar x", "0.75", f"{BK} restore -q --volume v k/latest --target out", "zstd -dc peer.zst | tar -C out -xf -", f"rm -rf out; [ -f peer.zst ] || {tar} | zstd -T2 -3 -q -o peer.zst; [ -d v/data/z ] || ({fresh} && {snap} -C {tree} . && mkdir v/data/z)", "rm -rf out && mkdir out"),
+        ("restore bzip2:9 / bzip2 -dc, tar x", "0.55", f"{BK} restore -q --volume v k/latest --target out", "bzip2 -dc peer.bz2 | tar -C out -xf -", f"rm -rf out; [ -f peer.bz2 ] || {tar} | lbzip2 -n2 -9 > peer.bz2; [ -d v/data/b ] || ({fresh} && {snap} --compression bzip2:9 -C {tree} . && mkdir v/data/b)", "rm -rf out && mkdir out"),
+    ]
+    print("| what / peer | bk | peer | ratio, median (min–max) | goal | bk peak memory |\n|---|---|---|---|---|---|")
+    for name, target, ours, peer, before_ours, before_peer in cases:
+        if args.only in name:
+            pair(name, target, ours, peer, before_ours, before_peer, work, args.runs if "bzip2" not in name else min(args.runs, 3))
+    shutil.rmtree(f"{work}/out", ignore_errors=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,14 @@
+//! The read side: an index opened, frames fetched and checked, contents, restores, checks, comparisons.
+
+pub mod check;
+pub mod compare;
+pub mod content;
+pub mod export;
+pub mod extract;
+pub mod frame;
+pub mod index;
+pub mod metadata;
+pub mod outcome;
+pub mod select;
+pub mod target;
+pub mod worker;
