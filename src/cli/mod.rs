@@ -1,9 +1,12 @@
 //! The command line: one file a verb, and the only floor that prints.
 
+mod browse;
+mod check;
 mod exit;
 mod list;
 mod output;
 mod progress;
+mod restore;
 mod shell;
 mod signals;
 mod snapshot;
@@ -47,11 +50,16 @@ fn run(cli: &Cli, out: &Output, signals: &signals::Signals) -> Result<Ended> {
     match &cli.command {
         Command::Snapshot(args) => snapshot::run(&context, args),
         Command::List(args) => list::run(&context, args),
+        Command::Ls(args) => browse::ls(&context, args),
+        Command::Cat(args) => browse::cat(&context, args),
+        Command::Export(args) => browse::export(&context, args),
+        Command::Diff(args) => browse::diff(&context, args),
+        Command::Restore(args) => restore::run(&context, args),
+        Command::Verify(args) => check::run(&context, args),
         Command::Volume(VolumeCommand::Create { dir }) => list::create(&context, dir),
         Command::Volume(VolumeCommand::Info { dir }) => list::info(&context, dir.as_deref()),
         Command::Completions { shell } => shell::completions(*shell),
         Command::Man { dir } => shell::man(dir),
-        _ => Ok(Ended::Done),
     }
 }
 

@@ -41,16 +41,20 @@ impl Output {
         out.write_all(text.as_bytes()).and_then(|()| out.write_all(b"\n")).map_err(failed)
     }
 
-    /// A JSON object with its `type`.
-    pub fn object(&self, r#type: &str, value: &impl Serialize) -> Result<()> {
+    /// A JSON object with its `type`, as text.
+    pub fn json(&self, r#type: &str, value: &impl Serialize) -> Result<String> {
         #[derive(Serialize)]
         struct Typed<'a, T> {
             r#type: &'a str,
             #[serde(flatten)]
             value: &'a T,
         }
-        let text = serde_json::to_string(&Typed { r#type, value });
-        self.line(&text.map_err(|e| Error::usage(format!("cannot write JSON: {e}")))?)
+        serde_json::to_string(&Typed { r#type, value }).map_err(|e| Error::usage(format!("cannot write JSON: {e}")))
+    }
+
+    /// A JSON object with its `type`, as a line of data.
+    pub fn object(&self, r#type: &str, value: &impl Serialize) -> Result<()> {
+        self.line(&self.json(r#type, value)?)
     }
 
     /// Text for people: not when quiet, not with JSON.

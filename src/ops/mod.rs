@@ -1,4 +1,10 @@
 //! One run book a verb: the steps in order, each named; nothing here prints.
 
+pub mod cat;
+pub mod diff;
+pub mod export;
+pub mod ls;
+pub mod restore;
+pub mod verify;
 pub mod list;
 pub mod snapshot;

@@ -1,0 +1,76 @@
+//! The run book of `bk verify`: the log, then every object of one snapshot or of all.
+
+use serde::Serialize;
+
+use crate::{
+    engine::{
+        catalog,
+        read::check::{self, Checked},
+    },
+    error::{Error, Result},
+    format::record::Snapshot,
+    model::ids::SnapshotName,
+    monitor::Monitor,
+    volume::Volume,
+};
+
+pub use crate::engine::read::check::{Depth, Fault};
+
+/// What is asked for.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// The snapshot; all of the volume when `None`.
+    pub snapshot: Option<SnapshotName>,
+    /// How deep.
+    pub depth: Depth,
+    /// Threads.
+    pub threads: usize,
+}
+
+/// What was found.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Outcome {
+    /// Snapshots looked at.
+    pub snapshots: u64,
+    /// Sums.
+    #[serde(flatten)]
+    pub checked: Checked,
+    /// Everything wrong: exit 8 when there is any.
+    pub faults: Vec<Fault>,
+}
+
+/// Checks one snapshot, or all of them and the logs. Goes on after a fault.
+pub fn run(volume: &Volume, options: &Options, monitor: &dyn Monitor) -> Result<Outcome> {
+    let mut outcome = Outcome::default();
+    let mut snapshots: Vec<Snapshot> = Vec::new();
+    let jobs = match &options.snapshot {
+        Some(name) => vec![name.job.clone()],
+        None => catalog::jobs(volume)?,
+    };
+    for job in jobs {
+        let log = catalog::read(volume, &job)?;
+        outcome.faults.extend(log.faults.iter().map(|e| log_fault(&job, e)));
+        snapshots.extend(log.snapshots);
+    }
+    if let Some(name) = &options.snapshot {
+        match catalog::find(volume, name) {
+            Ok(one) => snapshots = vec![one],
+            // The record itself is damaged: the faults say so.
+            Err(e) if e.kind() == crate::error::Kind::Integrity && !outcome.faults.is_empty() => snapshots.clear(),
+            Err(e) => return Err(e),
+        }
+    }
+    let bytes = snapshots.iter().map(|s| s.totals.stored_bytes + s.totals.index_bytes).sum();
+    monitor.expect(0, if options.depth == Depth::Quick { 0 } else { bytes });
+    for snapshot in &snapshots {
+        outcome.snapshots += 1;
+        let (checked, faults) = check::check(volume, snapshot, options.depth, options.threads, monitor)?;
+        outcome.checked.add(checked);
+        outcome.faults.extend(faults);
+    }
+    Ok(outcome)
+}
+
+fn log_fault(job: &crate::model::ids::Name, error: &Error) -> Fault {
+    Fault::new(format!("log/{job}/"), "log", error.to_string())
+}
