@@ -43,9 +43,14 @@ pub fn ls(context: &Context<'_>, args: &LsArgs) -> Result<Ended> {
     };
     let volume = context.volume()?;
     with_stdout(|out| {
-        let mut put = |text: String| writeln!(out, "{text}").map_err(|e| Error::io("cannot write to standard output", e));
+        let mut put =
+            |text: String| writeln!(out, "{text}").map_err(|e| Error::io("cannot write to standard output", e));
         let count = ls::run(&volume, &options, &mut |row| {
-            put(if context.out.is_json() { context.out.json("entry", row)? } else { long(&row.entry, options.recursive) })
+            put(if context.out.is_json() {
+                context.out.json("entry", row)?
+            } else {
+                long(&row.entry, options.recursive)
+            })
         })?;
         if context.out.is_json() {
             put(context.out.json("result", &serde_json::json!({ "entries": count }))?)?;
@@ -115,7 +120,8 @@ pub fn diff(context: &Context<'_>, args: &DiffArgs) -> Result<Ended> {
     let options = diff::Options { older: args.a.parse()?, newer: args.b.parse()? };
     let volume = context.volume()?;
     with_stdout(|out| {
-        let mut put = |text: String| writeln!(out, "{text}").map_err(|e| Error::io("cannot write to standard output", e));
+        let mut put =
+            |text: String| writeln!(out, "{text}").map_err(|e| Error::io("cannot write to standard output", e));
         let outcome = diff::run(&volume, &options, &mut |found| {
             if context.out.is_json() {
                 return put(context.out.json("difference", found)?);
@@ -132,7 +138,9 @@ pub fn diff(context: &Context<'_>, args: &DiffArgs) -> Result<Ended> {
         if context.out.is_json() {
             put(context.out.json("result", &outcome)?)?;
         } else {
-            context.out.say(&format!("{} added, {} removed, {} changed", outcome.added, outcome.removed, outcome.changed));
+            context
+                .out
+                .say(&format!("{} added, {} removed, {} changed", outcome.added, outcome.removed, outcome.changed));
         }
         Ok(Ended::Done)
     })

@@ -43,7 +43,8 @@ pub fn run(context: &Context<'_>, args: &VerifyArgs) -> Result<Ended> {
                 context.out.fault(&format!("  and {more} more"));
             }
         }
-        let word = if outcome.faults.is_empty() { "no damage".to_owned() } else { format!("{} faults", outcome.faults.len()) };
+        let word =
+            if outcome.faults.is_empty() { "no damage".to_owned() } else { format!("{} faults", outcome.faults.len()) };
         context.out.say(&format!(
             "{} snapshots, {} objects, {} read in {seconds:.1} s: {word}",
             outcome.snapshots,

@@ -19,8 +19,12 @@ const NAMED_MAX: usize = 20;
 pub fn run(context: &Context<'_>, args: &RestoreArgs) -> Result<Ended> {
     let threads = meaning::threads(context.global)?;
     if let (Some(device), Some(stream)) = (&args.to_device, &args.stream) {
-        let options =
-            DeviceOptions { snapshot: args.snapshot.parse()?, stream: stream.parse()?, device: device.clone(), threads };
+        let options = DeviceOptions {
+            snapshot: args.snapshot.parse()?,
+            stream: stream.parse()?,
+            device: device.clone(),
+            threads,
+        };
         let (volume, progress) = (context.volume()?, context.progress("restore"));
         let outcome = restore::to_device(&volume, &options, &progress)?;
         drop(progress);
@@ -86,7 +90,12 @@ fn dry_run(context: &Context<'_>, volume: &crate::volume::Volume, options: &Opti
     Ok(Ended::Done)
 }
 
-#[expect(clippy::cast_precision_loss, clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "shown with three digits")]
+#[expect(
+    clippy::cast_precision_loss,
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "shown with three digits"
+)]
 fn summary(context: &Context<'_>, options: &Options, outcome: &Outcome, seconds: f64) {
     let out = context.out;
     let rate = show_size((outcome.content_bytes as f64 / seconds.max(0.001)) as u64);
@@ -111,7 +120,10 @@ fn summary(context: &Context<'_>, options: &Options, outcome: &Outcome, seconds:
         out.warn(&format!("{} owners could not be set: only root may", outcome.owners_not_set));
     }
     if outcome.attributes_not_set > 0 {
-        out.warn(&format!("{} entries have attributes that could not be set: only root may", outcome.attributes_not_set));
+        out.warn(&format!(
+            "{} entries have attributes that could not be set: only root may",
+            outcome.attributes_not_set
+        ));
     }
     for (count, faults, what) in [
         (outcome.not_restored, &outcome.faults, "were not restored"),

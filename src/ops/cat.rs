@@ -89,7 +89,8 @@ pub fn stream_number(index: &IndexReader, name: &Name) -> Result<u32> {
     let number = at.and_then(|at| u32::try_from(at + 1).ok());
     number.ok_or_else(|| {
         let names: Vec<&str> = index.streams().iter().map(Name::as_str).collect();
-        let hint = if names.is_empty() { "it has no streams".to_owned() } else { format!("it has {}", names.join(", ")) };
+        let hint =
+            if names.is_empty() { "it has no streams".to_owned() } else { format!("it has {}", names.join(", ")) };
         Error::usage(format!("there is no stream {name} in snapshot {}", index.shown())).with_hint(hint)
     })
 }

@@ -132,7 +132,9 @@ mod tests {
     #[test]
     fn modes_as_ls_shows_them() {
         let mut entry = Entry::new(b"x".to_vec(), EntryKind::File);
-        for (mode, text) in [(0o644, "-rw-r--r--"), (0o4755, "-rwsr-xr-x"), (0o2644, "-rw-r-Sr--"), (0o1777, "-rwxrwxrwt")] {
+        for (mode, text) in
+            [(0o644, "-rw-r--r--"), (0o4755, "-rwsr-xr-x"), (0o2644, "-rw-r-Sr--"), (0o1777, "-rwxrwxrwt")]
+        {
             entry.mode = mode;
             assert_eq!(mode_text(&entry), text);
         }

@@ -3,8 +3,8 @@
 pub mod cat;
 pub mod diff;
 pub mod export;
+pub mod list;
 pub mod ls;
 pub mod restore;
-pub mod verify;
-pub mod list;
 pub mod snapshot;
+pub mod verify;

@@ -65,7 +65,12 @@ pub fn run(volume: &Volume, options: &Options, monitor: &dyn Monitor) -> Result<
 }
 
 /// Tells `planned` what [`run`] would do with each entry, and does nothing.
-pub fn plan(volume: &Volume, options: &Options, monitor: &dyn Monitor, planned: &mut dyn FnMut(&Entry, Action) -> Result<()>) -> Result<()> {
+pub fn plan(
+    volume: &Volume,
+    options: &Options,
+    monitor: &dyn Monitor,
+    planned: &mut dyn FnMut(&Entry, Action) -> Result<()>,
+) -> Result<()> {
     let snapshot = catalog::find(volume, &options.snapshot)?;
     let index = IndexReader::open(volume, &snapshot)?;
     extract::plan(&index, &options.target, &asked(&index, options)?, monitor, planned)

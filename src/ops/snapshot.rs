@@ -169,6 +169,9 @@ fn stream_names(request: &Request, roots: &Roots) -> Result<Vec<Name>> {
     Ok(names)
 }
 
+/// A named stream and where it came from.
+type Named = (Name, Origin);
+
 struct Run<'a> {
     volume: &'a Volume,
     local: Option<&'a LocalStore>,
@@ -180,7 +183,7 @@ struct Run<'a> {
 }
 
 impl Run<'_> {
-    fn store(&self) -> Result<(tree::Outcome, Vec<(Name, Origin)>, Stored)> {
+    fn store(&self) -> Result<(tree::Outcome, Vec<Named>, Stored)> {
         let store = &self.volume.store;
         let index = IndexWriter::new(store.create(&format!("{}{INDEX_NAME}", self.dir))?);
         let target = Target {
@@ -195,7 +198,7 @@ impl Run<'_> {
         Ok((tree, streams, stored))
     }
 
-    fn fill(&self, framer: &mut Framer<'_>) -> Result<(tree::Outcome, Vec<(Name, Origin)>)> {
+    fn fill(&self, framer: &mut Framer<'_>) -> Result<(tree::Outcome, Vec<Named>)> {
         let mut outcome = tree::Outcome::default();
         if self.roots.tree != roots::Node::default() {
             let volume = self
@@ -258,7 +261,7 @@ impl Run<'_> {
         head: catalog::Head,
         taken_at: Instant,
         tree: &tree::Outcome,
-        streams: Vec<(Name, Origin)>,
+        streams: Vec<Named>,
         stored: &Stored,
     ) -> Result<Snapshot> {
         let request = self.request;

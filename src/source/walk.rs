@@ -112,11 +112,11 @@ impl<'a> Walk<'a> {
         let fd = rustix::fs::openat(CWD, base, DIR_FLAGS, Mode::empty()).map_err(failed)?;
         let stat = rustix::fs::fstat(&fd).map_err(failed)?;
         self.source_dev = stat.st_dev;
-        if self.roots.tree.whole {
-            if let Some(entry) = self.dir_entry(fd.as_fd(), &stat, visitor) {
-                visitor.directory(entry.clone())?;
-                visitor.enter(&entry)?;
-            }
+        if self.roots.tree.whole
+            && let Some(entry) = self.dir_entry(fd.as_fd(), &stat, visitor)
+        {
+            visitor.directory(entry.clone())?;
+            visitor.enter(&entry)?;
         }
         self.list(fd, &stat, Some(&self.roots.tree), visitor)?;
         while let Some(level) = self.levels.last_mut() {

@@ -3,11 +3,12 @@
 //! Objects are created whole and once, never changed. A create that returns has made the object durable.
 
 pub mod local;
+pub mod memory;
 mod open;
 
 use crate::error::Result;
 
-pub use open::{Volume, create_local, open_local};
+pub use open::{Volume, create_local, create_on, open_local, open_on};
 
 /// One object of a listing.
 #[derive(Clone, Debug, PartialEq, Eq)]

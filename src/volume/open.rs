@@ -49,18 +49,23 @@ pub fn create_local(path: &Path, now: Instant) -> Result<Volume> {
         return Err(Error::new(Kind::Volume, format!("{shown} is not empty: it holds `{name}`"))
             .with_hint("a volume wants a directory of its own"));
     }
-    let file =
-        VolumeFile { r#type: VolumeTag::Volume, format_version: FORMAT_VERSION, id: Nonce::new()?, created_at: now };
-    match store.put_new(VOLUME_KEY, &file.encode()?)? {
-        Created::New => {}
-        Created::Exists => return Err(Error::new(Kind::Volume, format!("{shown} was made a volume meanwhile"))),
-    }
+    let volume = create_on(Arc::new(store), shown.clone(), now)?;
     // The directory's own name must survive a power cut too.
     let parent = std::path::absolute(path).ok().and_then(|p| p.parent().map(Path::to_owned));
     if let Some(parent) = parent {
         std::fs::File::open(&parent).and_then(|dir| dir.sync_all()).map_err(|e| volume_error("make durable", e))?;
     }
-    Ok(Volume { store: Arc::new(store), file, shown })
+    Ok(volume)
+}
+
+/// Makes an empty store a volume; `shown` is its name in messages.
+pub fn create_on(store: Arc<dyn Store>, shown: String, now: Instant) -> Result<Volume> {
+    let file =
+        VolumeFile { r#type: VolumeTag::Volume, format_version: FORMAT_VERSION, id: Nonce::new()?, created_at: now };
+    match store.put_new(VOLUME_KEY, &file.encode()?)? {
+        Created::New => Ok(Volume { store, file, shown }),
+        Created::Exists => Err(Error::new(Kind::Volume, format!("{shown} was made a volume meanwhile"))),
+    }
 }
 
 /// Opens the volume at `path`.
@@ -68,11 +73,16 @@ pub fn open_local(path: &Path) -> Result<Volume> {
     let shown = path.display().to_string();
     let store = LocalStore::open(path)
         .map_err(|e| e.with_hint(format!("is it mounted? `bk volume create {shown}` makes a new one")))?;
+    open_on(Arc::new(store), shown)
+}
+
+/// Opens the volume in a store; `shown` is its name in messages.
+pub fn open_on(store: Arc<dyn Store>, shown: String) -> Result<Volume> {
     if store.head(VOLUME_KEY)?.is_none() {
         return Err(Error::new(Kind::Volume, format!("{shown} is not a volume: it has no {VOLUME_KEY}"))
             .with_hint(format!("is it mounted? `bk volume create {shown}` makes a new one")));
     }
     let file = VolumeFile::decode(&store.read(VOLUME_KEY, VOLUME_FILE_MAX)?)
         .map_err(|e| e.context(format!("{VOLUME_KEY} in {shown}")))?;
-    Ok(Volume { store: Arc::new(store), file, shown })
+    Ok(Volume { store, file, shown })
 }

@@ -74,10 +74,10 @@ fn names_that_are_not_there() {
     world.snapshot("job", "").ok();
     for name in ["job/2", "job/999999999999", "other/1", "job/latest~1", "other/latest"] {
         for words in ["ls", "verify", "export", "diff job/1"] {
-            world.bk(words).arg(name).run().code_is(&[exit::ERROR]).says(name);
+            world.bk(words).arg(name).run().code_is(&[exit::USAGE]).says(name);
         }
         let target = world.path("never");
-        world.bk("restore").arg(name).arg("--target").arg(&target).run().code_is(&[exit::ERROR]);
+        world.bk("restore").arg(name).arg("--target").arg(&target).run().code_is(&[exit::USAGE]);
         assert!(sorted(&target).is_empty());
     }
     world.bk("ls job/1").run().ok();
@@ -152,7 +152,7 @@ fn json_lines_end_in_a_result_or_an_error() {
     for words in ["list --json", "ls job/1 --json", "diff job/1 job/1 --json"] {
         assert_eq!(last(&world.bk(words).run().ok())["type"], "result", "{words}");
     }
-    for (words, code) in [("ls job/7 --json", exit::ERROR), ("snapshot --job job --json /no/such/root", exit::ERROR)] {
+    for (words, code) in [("ls job/7 --json", exit::USAGE), ("snapshot --job job --json /no/such/root", exit::ERROR)] {
         let ran = world.bk(words).run().code_is(&[code, exit::INCOMPLETE]);
         assert!(["error", "result"].contains(&last(&ran)["type"].as_str().unwrap()), "{words}");
     }

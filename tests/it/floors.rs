@@ -81,14 +81,16 @@ fn modules_import_only_from_lower_floors() {
     let mut wrong = Vec::new();
     for file in &files {
         let relative = file.strip_prefix(&src).unwrap();
-        let top = relative.components().next().unwrap().as_os_str().to_str().unwrap().trim_end_matches(".rs").to_owned();
+        let top =
+            relative.components().next().unwrap().as_os_str().to_str().unwrap().trim_end_matches(".rs").to_owned();
         if top == "lib" {
             continue;
         }
         let own = floor(&top).unwrap_or_else(|| panic!("{top} has no floor: give it one in src/lib.rs and here"));
         let text = std::fs::read_to_string(file).unwrap();
         assert!(text.starts_with("//!"), "{} does not say what it is", relative.display());
-        let code: String = text.lines().filter(|line| !line.trim_start().starts_with("//")).collect::<Vec<_>>().join("\n");
+        let code: String =
+            text.lines().filter(|line| !line.trim_start().starts_with("//")).collect::<Vec<_>>().join("\n");
         for other in imports(&code) {
             let Some(theirs) = floor(&other) else { panic!("{}: unknown module `{other}`", relative.display()) };
             let allowed = ALLOWED.iter().any(|(a, b, _)| *a == top && *b == other);

@@ -13,6 +13,7 @@
     reason = "a test says what is wrong by stopping there"
 )]
 
+mod bits;
 mod cli;
 mod crash;
 mod damage;

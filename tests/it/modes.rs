@@ -140,7 +140,7 @@ fn one_file_and_a_name_that_is_not_there() {
     assert_eq!(files(&target), [b"links/z-other/across".to_vec()]);
     assert!(before.contains_key(&b"links/m"[..]));
     let other = world.path("none");
-    world.bk("restore tree/1 no/such/path --target").arg(&other).run().code_is(&[exit::ERROR]).says("no/such/path");
+    world.bk("restore tree/1 no/such/path --target").arg(&other).run().code_is(&[exit::USAGE]).says("no/such/path");
 }
 
 #[test]

@@ -19,7 +19,10 @@ use crate::{
         index::{Extent, Frame, Part},
         layout::run_dir,
         record::Snapshot,
-        tar::{PRIVATE_DIR, read::{Member, TarReader}},
+        tar::{
+            PRIVATE_DIR,
+            read::{Member, TarReader},
+        },
     },
     model::{
         digest::Digest,
@@ -98,7 +101,13 @@ impl Checked {
 }
 
 /// Checks a snapshot. Faults come back; an error is what kept the check itself from going on.
-pub fn check(volume: &Volume, snapshot: &Snapshot, depth: Depth, threads: usize, monitor: &dyn Monitor) -> Result<(Checked, Vec<Fault>)> {
+pub fn check(
+    volume: &Volume,
+    snapshot: &Snapshot,
+    depth: Depth,
+    threads: usize,
+    monitor: &dyn Monitor,
+) -> Result<(Checked, Vec<Fault>)> {
     let mut check = Check { depth, threads: threads.max(1), monitor, checked: Checked::default(), faults: Vec::new() };
     check.restore_txt(volume, snapshot)?;
     let key = format!("{}{}", run_dir(&snapshot.job, snapshot.run_id), snapshot.index.name);
@@ -241,7 +250,8 @@ impl Check<'_> {
                 let mut own = Vec::new();
                 if depth != Depth::Quick {
                     while own.len() < PART_FRAME_COUNT_MAX
-                        && let Some(frame) = frames.next_if(|frame| frame.as_ref().is_ok_and(|frame| u64::from(frame.part) == n))
+                        && let Some(frame) =
+                            frames.next_if(|frame| frame.as_ref().is_ok_and(|frame| u64::from(frame.part) == n))
                     {
                         own.extend(frame);
                     }
@@ -259,7 +269,10 @@ impl Check<'_> {
                 && let Some(frame) = frames.next()
             {
                 let place = Fault::new(index.key(), "frames", "");
-                self.fault_or(place, frame.err().unwrap_or_else(|| Error::integrity("frames that belong to no part, or out of order")))?;
+                self.fault_or(
+                    place,
+                    frame.err().unwrap_or_else(|| Error::integrity("frames that belong to no part, or out of order")),
+                )?;
             }
             Ok(())
         });
@@ -291,7 +304,8 @@ impl Check<'_> {
         let mut expected = 0;
         for row in index.rows() {
             let entry = row?.entry;
-            let absent = entry.kind == EntryKind::Socket || entry.kind == EntryKind::File && entry.status.has(Status::UNREADABLE);
+            let absent = entry.kind == EntryKind::Socket
+                || entry.kind == EntryKind::File && entry.status.has(Status::UNREADABLE);
             expected += u64::from(!absent);
         }
         if !broken && members != expected {
@@ -316,11 +330,11 @@ impl Check<'_> {
                 });
                 match step {
                     Ok(None) => {
-                        drop(reader);
                         return Ok((count, lost || stream.broken));
                     }
                     Ok(Some((digest, member))) => {
-                        let private = path::is_within(&member.entry.path, PRIVATE_DIR) && index.lookup(&member.entry.path)?.is_none();
+                        let private = path::is_within(&member.entry.path, PRIVATE_DIR)
+                            && index.lookup(&member.entry.path)?.is_none();
                         if private {
                             continue;
                         }
@@ -335,7 +349,6 @@ impl Check<'_> {
                         last = Some(member.entry);
                     }
                     Err(e) => {
-                        drop(reader);
                         if let Some(fatal) = stream.fatal.take() {
                             return Err(fatal);
                         }
@@ -413,7 +426,14 @@ fn frames_tile(part: &Part, frames: &[Frame], plain: u64) -> Result<()> {
 
 type PartFaults = Vec<(Option<Frame>, Fault, Error)>;
 
-fn check_part(index: &IndexReader, depth: Depth, part: &Part, key: &str, frames: &[Frame], monitor: &dyn Monitor) -> (Checked, PartFaults) {
+fn check_part(
+    index: &IndexReader,
+    depth: Depth,
+    part: &Part,
+    key: &str,
+    frames: &[Frame],
+    monitor: &dyn Monitor,
+) -> (Checked, PartFaults) {
     let (mut checked, mut faults) = (Checked::default(), Vec::new());
     let object = |place: String| Fault::new(key, place, "");
     if let Err(e) = index.store().head(key).and_then(|found| has_len(found, part.stored_len)) {
@@ -507,7 +527,7 @@ impl TreeStream<'_, '_> {
     fn load(&mut self) -> Result<bool> {
         self.ordered.recycle(std::mem::take(&mut self.plain));
         self.at = 0;
-        let Some((frame, plain)) = self.ordered.next()? else { return Ok(false) };
+        let Some((frame, plain)) = self.ordered.next_frame()? else { return Ok(false) };
         self.offset = frame.offset;
         match plain {
             Ok(plain) => self.plain = plain,
@@ -521,7 +541,7 @@ impl TreeStream<'_, '_> {
         self.broken = false;
         self.ordered.recycle(std::mem::take(&mut self.plain));
         self.at = 0;
-        while let Some((frame, plain)) = self.ordered.next()? {
+        while let Some((frame, plain)) = self.ordered.next_frame()? {
             self.offset = frame.offset;
             if let Ok(plain) = plain
                 && frame.starts_member

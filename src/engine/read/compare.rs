@@ -24,7 +24,11 @@ pub struct Change {
 }
 
 /// Tells `found` each entry that differs, in order; the row is the newer one unless it was removed.
-pub fn compare(older: &IndexReader, newer: &IndexReader, found: &mut dyn FnMut(&Row, Change) -> Result<()>) -> Result<()> {
+pub fn compare(
+    older: &IndexReader,
+    newer: &IndexReader,
+    found: &mut dyn FnMut(&Row, Change) -> Result<()>,
+) -> Result<()> {
     let (mut old_rows, mut new_rows) = (older.rows(), newer.rows());
     let (mut old, mut new) = (old_rows.next().transpose()?, new_rows.next().transpose()?);
     loop {

@@ -17,7 +17,7 @@ use crate::{
 
 /// Decoded bytes in flight are at most this many, or two frames.
 const IN_FLIGHT_LEN_MAX: u64 = 64 << 20;
-const ZEROS: [u8; 64 << 10] = [0; 64 << 10];
+static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
 
 /// Fails when the run should stop.
 pub fn check_interrupted(monitor: &dyn Monitor) -> Result<()> {
@@ -42,7 +42,7 @@ pub struct Ordered<'a> {
 
 impl Ordered<'_> {
     /// The next frame with its content, or with what is wrong with it; an error of the index ends the run.
-    pub fn next(&mut self) -> Result<Option<(Frame, Result<Vec<u8>>)>> {
+    pub fn next_frame(&mut self) -> Result<Option<(Frame, Result<Vec<u8>>)>> {
         let Some(jobs) = &self.jobs else { return self.next_here() };
         while self.waiting.len() < self.in_flight {
             let Some(frame) = self.frames.next().transpose()? else { break };
@@ -132,12 +132,13 @@ pub fn each_slice(
     mut sink: impl FnMut(&[u8]) -> Result<()>,
 ) -> Result<()> {
     let end = offset.checked_add(len).ok_or_else(|| Error::integrity("a range out of bounds"))?;
-    let frames = index.frames_from(stream, offset)?.take_while(move |frame| frame.as_ref().map_or(true, |f| f.offset < end));
+    let frames =
+        index.frames_from(stream, offset)?.take_while(move |frame| frame.as_ref().map_or(true, |f| f.offset < end));
     let mut at = offset;
     ordered(index, frames, threads, |ordered| {
         while at < end {
             check_interrupted(monitor)?;
-            let Some((frame, plain)) = ordered.next()? else { break };
+            let Some((frame, plain)) = ordered.next_frame()? else { break };
             let plain = plain?;
             let skip = at.checked_sub(frame.offset).filter(|&skip| skip <= u64::from(frame.len));
             let skip = skip.ok_or_else(|| Error::integrity("frames do not follow each other"))?;
@@ -150,7 +151,10 @@ pub fn each_slice(
         Ok(())
     })?;
     if at < end {
-        return Err(Error::integrity(format!("stream {stream} of snapshot {} ends at {at}, before {end}", index.shown())));
+        return Err(Error::integrity(format!(
+            "stream {stream} of snapshot {} ends at {at}, before {end}",
+            index.shown()
+        )));
     }
     Ok(())
 }
@@ -180,7 +184,9 @@ pub fn write_file(
         let range = usize::try_from(from).unwrap_or(0)..usize::try_from(to).unwrap_or(0);
         spread.put(&content[range], monitor, out)?;
     } else if from < to {
-        each_slice(index, (0, extent.offset + from, to - from), threads, monitor, |bytes| spread.put(bytes, monitor, out))?;
+        each_slice(index, (0, extent.offset + from, to - from), threads, monitor, |bytes| {
+            spread.put(bytes, monitor, out)
+        })?;
     }
     zeros(out, end - spread.at, monitor)
 }
@@ -191,7 +197,10 @@ fn read_checked(index: &IndexReader, extent: &Extent, frame: &Frame, path: &[u8]
     FrameReader::new()?.read(index, frame, &mut plain)?;
     let start = usize::try_from(extent.offset - frame.offset).unwrap_or(usize::MAX);
     let len = usize::try_from(extent.len).unwrap_or(usize::MAX);
-    let range = plain.get(start..).and_then(|rest| rest.get(..len)).ok_or_else(|| Error::integrity("a content outside its frame"))?;
+    let range = plain
+        .get(start..)
+        .and_then(|rest| rest.get(..len))
+        .ok_or_else(|| Error::integrity("a content outside its frame"))?;
     check_digest(index, extent, range, path)?;
     plain.truncate(start + len);
     plain.drain(..start);

@@ -9,7 +9,14 @@ use crate::{
 };
 
 /// Writes bytes `start..end` of a stream to `out`; `end` must not pass the stream's own.
-pub fn write_stream(index: &IndexReader, stream: u32, (start, end): (u64, u64), threads: usize, monitor: &dyn Monitor, out: &mut dyn Write) -> Result<u64> {
+pub fn write_stream(
+    index: &IndexReader,
+    stream: u32,
+    (start, end): (u64, u64),
+    threads: usize,
+    monitor: &dyn Monitor,
+    out: &mut dyn Write,
+) -> Result<u64> {
     let mut done = 0;
     let len = end.saturating_sub(start);
     content::each_slice(index, (stream, start, len), threads, monitor, |bytes| {
@@ -25,7 +32,7 @@ pub fn write_stream(index: &IndexReader, stream: u32, (start, end): (u64, u64), 
 pub fn write_tree(index: &IndexReader, threads: usize, monitor: &dyn Monitor, out: &mut dyn Write) -> Result<u64> {
     let mut done = 0;
     content::ordered(index, index.frames_from(0, 0)?, threads, |ordered| {
-        while let Some((frame, plain)) = ordered.next()? {
+        while let Some((frame, plain)) = ordered.next_frame()? {
             content::check_interrupted(monitor)?;
             if frame.offset != done {
                 return Err(Error::integrity(format!("the tree of snapshot {} has a gap at {done}", index.shown())));

@@ -246,8 +246,11 @@ impl<'a> Pass<'a> {
             Some(FileType::Symlink) if overwrite != Overwrite::Always => {
                 return Err(Error::new(Kind::Other, "a symbolic link has its name; --overwrite always replaces it"));
             }
-            Some(_) if overwrite == Overwrite::Never => return Err(Error::new(Kind::Other, "something that is no directory has its name")),
-            Some(_) => rustix::fs::unlinkat(fd, name, rustix::fs::AtFlags::empty()).map_err(|e| failed("remove what has its name", e))?,
+            Some(_) if overwrite == Overwrite::Never => {
+                return Err(Error::new(Kind::Other, "something that is no directory has its name"));
+            }
+            Some(_) => rustix::fs::unlinkat(fd, name, rustix::fs::AtFlags::empty())
+                .map_err(|e| failed("remove what has its name", e))?,
             None => {}
         }
         rustix::fs::mkdirat(fd, name, DIR_MODE).map_err(|e| failed("make the directory", e))
@@ -349,11 +352,19 @@ impl<'a> Pass<'a> {
 
     fn link(&mut self, entry: &Entry, stand_ins: &mut HashMap<Vec<u8>, Vec<u8>>) -> Result<()> {
         let shared = self.shared;
-        let first = shared.index.lookup(&entry.link)?.filter(|row| !matches!(row.entry.kind, EntryKind::Dir | EntryKind::HardLink));
-        let first = first.ok_or_else(|| Error::integrity(format!("its first name `{}` is no file of the snapshot", show::name(&entry.link))))?;
+        let first = shared
+            .index
+            .lookup(&entry.link)?
+            .filter(|row| !matches!(row.entry.kind, EntryKind::Dir | EntryKind::HardLink));
+        let first = first.ok_or_else(|| {
+            Error::integrity(format!("its first name `{}` is no file of the snapshot", show::name(&entry.link)))
+        })?;
         let source = if self.options.taken.wants_anywhere(&entry.link, false) {
             if shared.is_unlinkable(&entry.link) || first.entry.nlink < 2 {
-                return Err(Error::new(Kind::Other, format!("its first name `{}` was not restored", show::name(&entry.link))));
+                return Err(Error::new(
+                    Kind::Other,
+                    format!("its first name `{}` was not restored", show::name(&entry.link)),
+                ));
             }
             entry.link.clone()
         } else if let Some(other) = stand_ins.get(&entry.link) {
@@ -368,7 +379,9 @@ impl<'a> Pass<'a> {
         let inode = target::open_inode(dir.as_fd(), name).map_err(|e| failed("open its first name", e))?;
         let stat = rustix::fs::fstat(&inode).map_err(|e| failed("stat its first name", e))?;
         // Under --overwrite never what stands there need not be the file meant.
-        if !is_kind(&first.entry, &stat) || first.entry.kind == EntryKind::File && !same_size_and_time(&first.entry, &stat) {
+        if !is_kind(&first.entry, &stat)
+            || first.entry.kind == EntryKind::File && !same_size_and_time(&first.entry, &stat)
+        {
             return Err(Error::new(Kind::Other, format!("its first name `{}` is another file", show::name(&source))));
         }
         let overwrite = self.options.overwrite;
@@ -376,12 +389,15 @@ impl<'a> Pass<'a> {
         let fd = self.parent(&entry.path)?;
         let found = target::stat(fd.as_fd(), name).map_err(|e| failed("stat what has its name", e))?;
         match found {
-            Some(found) if (found.st_dev, found.st_ino) == (stat.st_dev, stat.st_ino) || overwrite == Overwrite::Never => {
+            Some(found)
+                if (found.st_dev, found.st_ino) == (stat.st_dev, stat.st_ino) || overwrite == Overwrite::Never =>
+            {
                 self.kept(entry);
                 return Ok(());
             }
             Some(found) if FileType::from_raw_mode(found.st_mode) == FileType::Directory => {
-                rustix::fs::unlinkat(fd, name, rustix::fs::AtFlags::REMOVEDIR).map_err(|e| failed("remove the directory in its place", e))?;
+                rustix::fs::unlinkat(fd, name, rustix::fs::AtFlags::REMOVEDIR)
+                    .map_err(|e| failed("remove the directory in its place", e))?;
                 shared.target.link(inode.as_fd(), fd.as_fd(), name)
             }
             Some(_) => shared.target.replace_by_link(inode.as_fd(), fd.as_fd(), name),
@@ -495,7 +511,9 @@ fn is_same(fd: &OwnedFd, name: &[u8], entry: &Entry, stat: &Stat) -> bool {
     is_kind(entry, stat)
         && match entry.kind {
             EntryKind::File => same_size_and_time(entry, stat),
-            EntryKind::Symlink => rustix::fs::readlinkat(fd, name, Vec::new()).is_ok_and(|link| link.to_bytes() == entry.link),
+            EntryKind::Symlink => {
+                rustix::fs::readlinkat(fd, name, Vec::new()).is_ok_and(|link| link.to_bytes() == entry.link)
+            }
             EntryKind::CharDevice | EntryKind::BlockDevice => {
                 (rustix::fs::major(stat.st_rdev), rustix::fs::minor(stat.st_rdev)) == entry.rdev
             }
@@ -565,7 +583,13 @@ impl Feeder<'_> {
 }
 
 /// Tells what a restore would do, and does nothing.
-pub fn plan(index: &IndexReader, to: &Path, options: &Options, monitor: &dyn Monitor, planned: &mut dyn FnMut(&Entry, Action) -> Result<()>) -> Result<()> {
+pub fn plan(
+    index: &IndexReader,
+    to: &Path,
+    options: &Options,
+    monitor: &dyn Monitor,
+    planned: &mut dyn FnMut(&Entry, Action) -> Result<()>,
+) -> Result<()> {
     let target = match std::fs::symlink_metadata(to) {
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => None,
         _ => Some(Target::open(to, false)?),
@@ -593,7 +617,9 @@ fn would(target: Option<&Target>, options: &Options, entry: &Entry) -> Result<Ac
         Err(Errno::NOENT) => return Ok(Action::Create),
         Err(_) => return Ok(Action::Skip),
     };
-    let Some(stat) = target::stat(fd.as_fd(), name).map_err(|e| failed("stat what is there", e))? else { return Ok(Action::Create) };
+    let Some(stat) = target::stat(fd.as_fd(), name).map_err(|e| failed("stat what is there", e))? else {
+        return Ok(Action::Create);
+    };
     let same = is_same(&fd, name, entry, &stat);
     let link = FileType::from_raw_mode(stat.st_mode) == FileType::Symlink;
     Ok(match options.overwrite {

@@ -22,9 +22,7 @@ impl FrameReader {
     /// Reads and decodes `frame` into `plain` (cleared first).
     pub fn read(&mut self, index: &IndexReader, frame: &Frame, plain: &mut Vec<u8>) -> Result<()> {
         self.fetch(index, frame)?;
-        self.decoder
-            .decode(index.codec(), &self.stored, frame.len as usize, plain)
-            .map_err(|e| blame(index, frame, e))
+        self.decoder.decode(index.codec(), &self.stored, frame.len as usize, plain).map_err(|e| blame(index, frame, e))
     }
 
     /// Reads `frame` as stored and checks its digest.
@@ -41,14 +39,21 @@ impl FrameReader {
         }
         // No codec grows its input by more than about one percent and a header.
         if u64::from(frame.stored_len) > u64::from(frame.len) / 32 * 33 + (64 << 10) {
-            return Err(Error::integrity(format!("{} stored bytes for {} are above the limit", frame.stored_len, frame.len)));
+            return Err(Error::integrity(format!(
+                "{} stored bytes for {} are above the limit",
+                frame.stored_len, frame.len
+            )));
         }
         self.stored.clear();
         self.stored.resize(frame.stored_len as usize, 0);
         index.store().read_at(&index.part_key(&part)?, frame.stored_offset, &mut self.stored)?;
         let read = Digest::of(&self.stored);
         if read != frame.digest {
-            return Err(Error::integrity(format!("digest differs (stored {}…, read {}…)", frame.digest.short(), read.short())));
+            return Err(Error::integrity(format!(
+                "digest differs (stored {}…, read {}…)",
+                frame.digest.short(),
+                read.short()
+            )));
         }
         Ok(())
     }

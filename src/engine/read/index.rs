@@ -287,7 +287,9 @@ impl IndexReader {
     /// Everything below the directory `dir`, in order; not `dir` itself.
     pub fn subtree<'a>(&'a self, dir: &'a [u8]) -> impl Iterator<Item = Result<Row>> + 'a {
         let rows = self.rows_from(move |path| before_dir(path, dir));
-        rows.take_while(move |row| row.as_ref().map_or(true, |row| path::is_within(path::split(&row.entry.path).0, dir)))
+        rows.take_while(move |row| {
+            row.as_ref().map_or(true, |row| path::is_within(path::split(&row.entry.path).0, dir))
+        })
     }
 
     /// Rows of the subtree of `dir`, last first: children before their directories.
@@ -356,7 +358,8 @@ impl IndexReader {
             if self.entries[block].first_extent >= end || paths.len() == max {
                 break;
             }
-            let rows = self.entry_block(block)?.into_iter().filter(|row| row.extent.is_some_and(|n| n >= first && n < end));
+            let rows =
+                self.entry_block(block)?.into_iter().filter(|row| row.extent.is_some_and(|n| n >= first && n < end));
             let room = max - paths.len();
             paths.extend(rows.map(|row| row.entry.path).take(room));
         }
@@ -405,14 +408,19 @@ impl IndexReader {
     pub fn part_key(&self, part: &Part) -> Result<String> {
         let name = match part.stream.checked_sub(1) {
             None => None,
-            Some(n) => Some(self.streams.get(n as usize).ok_or_else(|| damaged("a part of a stream that is not there"))?),
+            Some(n) => {
+                Some(self.streams.get(n as usize).ok_or_else(|| damaged("a part of a stream that is not there"))?)
+            }
         };
         Ok(format!("{}{}", self.dir, part_name(name, part.number, self.codec)))
     }
 
     fn decode(&self, info: &BlockInfo) -> Result<Block> {
         self.decode_block(info).map_err(|e| {
-            e.context(format!("cannot read index block at byte {} ({:?}) of snapshot {}", info.offset, info.section, self.shown))
+            e.context(format!(
+                "cannot read index block at byte {} ({:?}) of snapshot {}",
+                info.offset, info.section, self.shown
+            ))
         })
     }
 

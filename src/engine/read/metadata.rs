@@ -144,7 +144,13 @@ impl Policy {
         self.mode(entry) & if left.owner { !0o6000 } else { !0 }
     }
 
-    fn set_owner(&self, inode: &Inode<'_>, entry: &Entry, (uid, gid): (u32, u32), left: &mut Left) -> Result<bool, Failure> {
+    fn set_owner(
+        &self,
+        inode: &Inode<'_>,
+        entry: &Entry,
+        (uid, gid): (u32, u32),
+        left: &mut Left,
+    ) -> Result<bool, Failure> {
         if self.safe || (entry.uid, entry.gid) == (uid, gid) {
             return Ok(false);
         }
@@ -163,7 +169,9 @@ impl Policy {
         for (name, value) in self.xattrs(entry).filter(|(name, _)| Phase::of(name) == phase) {
             match inode.set_xattr(name, value) {
                 Ok(()) => {}
-                Err(Errno::PERM | Errno::OPNOTSUPP) if !self.root && !name.starts_with(b"user.") => left.privileged = true,
+                Err(Errno::PERM | Errno::OPNOTSUPP) if !self.root && !name.starts_with(b"user.") => {
+                    left.privileged = true
+                }
                 Err(e) => return Err(Failure("set an attribute", e)),
             }
         }
@@ -183,7 +191,10 @@ impl Policy {
 
 /// Attributes a restore may remove; labels of a security module are the system's.
 fn is_ours(name: &[u8]) -> bool {
-    !name.starts_with(b"security.") && !name.starts_with(b"system.") || name == b"security.capability" || name == ACL_ACCESS || name == ACL_DEFAULT
+    !name.starts_with(b"security.") && !name.starts_with(b"system.")
+        || name == b"security.capability"
+        || name == ACL_ACCESS
+        || name == ACL_DEFAULT
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]

@@ -71,7 +71,8 @@ impl Target {
 
     fn from_fd(root: OwnedFd) -> Result<Self> {
         let mut random = [0; 8];
-        getrandom::fill(&mut random).map_err(|e| Error::new(crate::error::Kind::Other, format!("cannot get random bytes: {e}")))?;
+        getrandom::fill(&mut random)
+            .map_err(|e| Error::new(crate::error::Kind::Other, format!("cannot get random bytes: {e}")))?;
         Ok(Self {
             root,
             no_openat2: AtomicBool::new(false),
@@ -148,7 +149,9 @@ impl Target {
         if !self.no_unnamed.load(Ordering::Relaxed) {
             match rustix::fs::openat(dir, ".", OFlags::WRONLY | OFlags::CLOEXEC | OFlags::TMPFILE, mode) {
                 Ok(fd) => return Ok(NewFile { file: File::from(fd), temp: None }),
-                Err(Errno::OPNOTSUPP | Errno::ISDIR | Errno::INVAL | Errno::NOSYS) => self.no_unnamed.store(true, Ordering::Relaxed),
+                Err(Errno::OPNOTSUPP | Errno::ISDIR | Errno::INVAL | Errno::NOSYS) => {
+                    self.no_unnamed.store(true, Ordering::Relaxed)
+                }
                 Err(e) => return Err(e),
             }
         }
@@ -159,7 +162,13 @@ impl Target {
     }
 
     /// Gives `file` its name.
-    pub fn name_file(&self, file: NewFile, dir: BorrowedFd<'_>, name: &[u8], replace: Replace) -> rustix::io::Result<()> {
+    pub fn name_file(
+        &self,
+        file: NewFile,
+        dir: BorrowedFd<'_>,
+        name: &[u8],
+        replace: Replace,
+    ) -> rustix::io::Result<()> {
         match file.temp {
             Some(mut temp) => {
                 let Some(old) = temp.name.take() else { return Err(Errno::INVAL) };
@@ -210,7 +219,13 @@ impl Target {
         if let Err(e) = make(temp.as_bytes()) {
             return Ok(Err(e));
         }
-        let temp = Temp { dir: match rustix::io::fcntl_dupfd_cloexec(dir, 0) { Ok(fd) => fd, Err(e) => return Ok(Err(e)) }, name: Some(temp) };
+        let temp = Temp {
+            dir: match rustix::io::fcntl_dupfd_cloexec(dir, 0) {
+                Ok(fd) => fd,
+                Err(e) => return Ok(Err(e)),
+            },
+            name: Some(temp),
+        };
         let name_now = temp.name.clone().unwrap_or_default();
         let fd = match open_inode(dir, name_now.as_bytes()) {
             Ok(fd) => fd,

@@ -288,7 +288,10 @@ impl<'a> Writer<'a> {
     fn whole(&mut self, task: &Task, frame: &Frame, plain: &[u8]) -> Result<Left> {
         let start = usize::try_from(task.extent.offset - frame.offset).unwrap_or(usize::MAX);
         let len = usize::try_from(task.extent.len).unwrap_or(usize::MAX);
-        let content = plain.get(start..).and_then(|rest| rest.get(..len)).ok_or_else(|| Error::integrity("its content is outside its frame"))?;
+        let content = plain
+            .get(start..)
+            .and_then(|rest| rest.get(..len))
+            .ok_or_else(|| Error::integrity("its content is outside its frame"))?;
         if Digest::of(content) != task.extent.digest {
             check_digest(self.shared.index, &task.extent, content, &task.entry.path)?;
         }
@@ -296,7 +299,12 @@ impl<'a> Writer<'a> {
     }
 
     /// Makes the file `entry`, its content put there by `fill`, and gives it its name.
-    pub fn place(&mut self, entry: &Entry, replace: Replace, fill: &mut dyn FnMut(&File) -> Result<()>) -> Result<Left> {
+    pub fn place(
+        &mut self,
+        entry: &Entry,
+        replace: Replace,
+        fill: &mut dyn FnMut(&File) -> Result<()>,
+    ) -> Result<Left> {
         let opened = self.create(entry)?;
         fill(&opened.new.file)?;
         self.finish(opened, entry, replace)
@@ -307,7 +315,10 @@ impl<'a> Writer<'a> {
         let dir = self.dir(path::split(&entry.path).0)?;
         let (uid, gid) = dir.owner.unwrap_or((entry.uid, entry.gid));
         let asked_mode = shared.policy.create_mode(entry, uid, gid);
-        let new = shared.target.new_file(dir.fd.as_fd(), Mode::from_raw_mode(asked_mode)).map_err(|e| failed("make the file", e))?;
+        let new = shared
+            .target
+            .new_file(dir.fd.as_fd(), Mode::from_raw_mode(asked_mode))
+            .map_err(|e| failed("make the file", e))?;
         let (uid, gid) = match dir.owner {
             Some(owner) => owner,
             None => {

@@ -194,7 +194,7 @@ impl Worker {
         stored.clear();
         if frame.len > 0 {
             self.encoder.encode(plain, &mut stored)?;
-            if settings.verify_all || frame.number % VERIFY_ONE_IN == 0 {
+            if settings.verify_all || frame.number.is_multiple_of(VERIFY_ONE_IN) {
                 self.decoder.decode(settings.codec, &stored, plain.len(), again)?;
                 if again != plain {
                     return Err(Error::integrity(format!("frame {} does not decode to what was read", frame.number))
