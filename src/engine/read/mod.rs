@@ -12,3 +12,6 @@ pub mod outcome;
 pub mod select;
 pub mod target;
 pub mod worker;
+
+#[cfg(test)]
+mod tests;

@@ -27,6 +27,9 @@ pub const TEMP_PREFIX: &str = ".bk-tmp-";
 /// Directories have this mode until their own is set at the end.
 pub const DIR_MODE: Mode = Mode::from_raw_mode(0o700);
 
+/// So often a directory is opened anew when names change under it; then it is walked name by name.
+const OPEN_TRIES_MAX: usize = 32;
+
 /// What a name finds when it is given to a new inode.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Replace {
@@ -104,9 +107,16 @@ impl Target {
         }
         if !self.no_openat2.load(Ordering::Relaxed) {
             let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
-            match rustix::fs::openat2(&self.root, dir, flags, Mode::empty(), resolve) {
-                Err(Errno::NOSYS | Errno::PERM) => self.no_openat2.store(true, Ordering::Relaxed),
-                other => return other,
+            // A rename anywhere meanwhile makes the kernel unsure that the path stayed beneath: it says to try again.
+            for _ in 0..OPEN_TRIES_MAX {
+                match rustix::fs::openat2(&self.root, dir, flags, Mode::empty(), resolve) {
+                    Err(Errno::AGAIN) => {}
+                    Err(Errno::NOSYS | Errno::PERM) => {
+                        self.no_openat2.store(true, Ordering::Relaxed);
+                        break;
+                    }
+                    other => return other,
+                }
             }
         }
         let mut names = dir.split(|&b| b == b'/').peekable();
