@@ -117,12 +117,9 @@ pub fn head(volume: &Volume, job: &Name) -> Result<Head> {
 pub fn find(volume: &Volume, name: &SnapshotName) -> Result<Snapshot> {
     let log = read(volume, &name.job)?;
     let none = || {
-        let what = if log.records == 0 {
-            format!("there is no job {} on {}", name.job, volume.shown)
-        } else {
-            format!("there is no snapshot {name} on {}", volume.shown)
-        };
-        Error::usage(what).with_hint("`bk list` shows what there is")
+        let why = if log.records == 0 { format!(": it has no job {}", name.job) } else { String::new() };
+        Error::usage(format!("there is no snapshot {name} on {}{why}", volume.shown))
+            .with_hint("`bk list` shows what there is")
     };
     let found = match name.which {
         Which::Seq(seq) => {

@@ -15,6 +15,9 @@ use crate::{
     },
 };
 
+/// The extended attributes of one entry are together at most this long, so that index blocks stay small, bytes.
+const XATTRS_LEN_MAX: usize = 1 << 20;
+
 /// What is known of each file system met, so that it is asked once.
 #[derive(Default)]
 pub struct FileSystems {
@@ -94,11 +97,18 @@ fn read_values(
     get: impl Fn(&std::ffi::OsStr, &mut [u8]) -> rustix::io::Result<usize>,
 ) -> rustix::io::Result<Vec<Xattr>> {
     use std::os::unix::ffi::OsStrExt;
-    let mut xattrs = Vec::new();
+    let mut xattrs: Vec<Xattr> = Vec::new();
+    let mut weight = 0;
     let mut value = vec![0u8; 64 << 10];
     for name in list.split(|&b| b == 0).filter(|name| !name.is_empty()) {
         match get(std::ffi::OsStr::from_bytes(name), &mut value) {
-            Ok(len) => xattrs.push((name.to_vec(), value[..len].to_vec())),
+            Ok(len) => {
+                weight += name.len() + len;
+                if weight > XATTRS_LEN_MAX {
+                    return Err(Errno::TOOBIG);
+                }
+                xattrs.push((name.to_vec(), value[..len].to_vec()));
+            }
             // Gone meanwhile, or one that only its owner may read (trusted.*).
             Err(Errno::NODATA) => {}
             Err(e) => return Err(e),

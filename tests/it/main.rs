@@ -19,6 +19,7 @@ mod corpus;
 mod crash;
 mod damage;
 mod floors;
+mod golden;
 mod harness;
 mod interop;
 mod kernel;

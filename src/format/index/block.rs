@@ -7,7 +7,7 @@ use crate::{
 
 /// A block's plain length is at most this; writers close a block long before (a row holds at most one
 /// sparse map, one list of damage and 64 KiB attributes).
-pub const BLOCK_PLAIN_LEN_MAX: usize = 32 << 20;
+pub const BLOCK_PLAIN_LEN_MAX: usize = 4 << 20;
 
 /// zstd level of index blocks: small inputs, read often.
 const LEVEL: i32 = 9;
