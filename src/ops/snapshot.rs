@@ -339,6 +339,8 @@ impl Run<'_> {
         for item in self.volume.store.list(&self.dir).unwrap_or_default() {
             let _ = self.volume.store.delete(&item.key);
         }
+        // A run that stored nothing has at most made its directory, which goes with this name.
+        let _ = self.volume.store.delete(&format!("{}{INDEX_NAME}", self.dir));
     }
 }
 

@@ -23,6 +23,8 @@ mod golden;
 mod harness;
 mod interop;
 mod kernel;
+mod medium;
+mod memory;
 mod modes;
 mod power;
 mod racing;
