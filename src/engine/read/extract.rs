@@ -224,6 +224,7 @@ impl<'a> Pass<'a> {
         self.shared.monitor.advance(1, 0, &entry.path);
         if entry.path.is_empty() {
             self.existed.insert(Vec::new());
+            self.shared.target.sweep(b"");
             return Ok(());
         }
         let overwrite = self.options.overwrite;
@@ -239,6 +240,7 @@ impl<'a> Pass<'a> {
             Some(FileType::Directory) => {
                 if !self.implied.contains(&entry.path) {
                     self.existed.insert(entry.path.clone());
+                    self.shared.target.sweep(&entry.path);
                 }
                 return Ok(());
             }

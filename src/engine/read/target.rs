@@ -20,6 +20,7 @@ use rustix::{
 use crate::{
     error::{Error, Result},
     model::path,
+    source::listing::{FileKind, Listing},
 };
 
 /// Temporary names begin so. A killed restore can leave one only where unnamed files do not exist.
@@ -215,8 +216,22 @@ impl Target {
         rustix::fs::linkat(CWD, proc_path(fd), dir, name, AtFlags::SYMLINK_FOLLOW)
     }
 
-    /// Makes something that is no regular file with `make`, under its own name or, to replace, under a temporary one
-    /// until `finish` has set its metadata.
+    /// Removes what a killed restore left in `dir` under temporary names.
+    pub fn sweep(&self, dir: &[u8]) {
+        let Ok(fd) = self.dir_readable(dir) else { return };
+        let Ok(listing) = Listing::read(&fd) else { return };
+        for n in 0..listing.len() {
+            let (name, kind) = listing.get(n);
+            let stale = name.strip_prefix(TEMP_PREFIX.as_bytes()).is_some_and(|rest| {
+                rest.len() > 17 && rest[16] == b'-' && rest.iter().all(|b| b.is_ascii_hexdigit() || *b == b'-')
+            });
+            if stale && kind != FileKind::Dir {
+                let _ = rustix::fs::unlinkat(&fd, name, AtFlags::empty());
+            }
+        }
+    }
+
+    /// Makes something that is no regular file with `make`, under a temporary name until `finish` has set its metadata.
     pub fn special(
         &self,
         dir: BorrowedFd<'_>,

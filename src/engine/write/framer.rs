@@ -9,7 +9,7 @@ use crossbeam_channel::{Receiver, Sender, TryRecvError};
 
 use crate::{
     error::{Error, Kind, Result},
-    model::entry::Entry,
+    model::{digest::Digest, entry::Entry},
 };
 
 /// Content in a frame that is hashed.
@@ -26,8 +26,10 @@ pub struct Slice {
 /// What a slice is to its content.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
-    /// All of it.
+    /// All of it, for a worker to hash.
     Whole,
+    /// All of it, hashed while it was warm in the cache.
+    Hashed(Digest),
     /// A piece at this offset; others come before or after it.
     Piece {
         /// Offset in the content.
@@ -61,6 +63,24 @@ pub struct Plain {
     pub ends_stream: bool,
 }
 
+impl Plain {
+    /// A frame with nothing in it, not even a buffer.
+    fn empty(number: u64, stream: u32, offset: u64, starts_member: bool, runs_on: u64) -> Self {
+        Self {
+            number,
+            stream,
+            offset,
+            buf: Vec::new(),
+            len: 0,
+            starts_member,
+            runs_on,
+            slices: Vec::new(),
+            rows: Vec::new(),
+            ends_stream: false,
+        }
+    }
+}
+
 /// Fills frames.
 pub struct Framer<'a> {
     frame_len: usize,
@@ -68,11 +88,16 @@ pub struct Framer<'a> {
     pool: Receiver<Vec<u8>>,
     /// Does a worker's step when no buffer is free; false when there was nothing to do.
     help: &'a mut dyn FnMut() -> Result<bool>,
+    /// Whether small contents are hashed here, where they are warm. With many workers the reading thread sets the pace, and they hash.
+    hash_small: bool,
     frame: Plain,
 }
 
-/// How often a thread that waits for a buffer looks whether another has failed.
-const WAIT: Duration = Duration::from_millis(100);
+/// Contents up to this length are still in a core's own cache when they have just been read, bytes.
+const SMALL_LEN_MAX: usize = 256 << 10;
+
+/// How often a thread that waits for a buffer looks whether there is work, or another thread has failed.
+const WAIT: Duration = Duration::from_millis(1);
 
 /// The pipeline has stopped: the cause is with the thread that stopped.
 pub fn stopped() -> Error {
@@ -88,19 +113,15 @@ impl<'a> Framer<'a> {
         help: &'a mut dyn FnMut() -> Result<bool>,
     ) -> Result<Self> {
         let buf = pool.recv().map_err(|_| stopped())?;
-        let frame = Plain {
-            number: 0,
-            stream: 0,
-            offset: 0,
-            buf,
-            len: 0,
-            starts_member: true,
-            runs_on: 0,
-            slices: Vec::new(),
-            rows: Vec::new(),
-            ends_stream: false,
-        };
-        Ok(Self { frame_len, out, pool, help, frame })
+        let frame = Plain { buf, ..Plain::empty(0, 0, 0, true, 0) };
+        Ok(Self { frame_len, out, pool, help, hash_small: false, frame })
+    }
+
+    /// Hashes small contents in this thread.
+    #[must_use]
+    pub fn hashing_small(mut self, yes: bool) -> Self {
+        self.hash_small = yes;
+        self
     }
 
     /// Begins stream `stream`; the one before must be ended.
@@ -168,7 +189,14 @@ impl<'a> Framer<'a> {
 
     /// Says that the last `len` bytes are content.
     pub fn slice(&mut self, len: usize, role: Role) {
-        self.frame.slices.push(Slice { start: self.frame.len - len, len, role });
+        let start = self.frame.len - len;
+        let role = match role {
+            Role::Whole if self.hash_small && len <= SMALL_LEN_MAX => {
+                Role::Hashed(Digest::of(&self.frame.buf[start..self.frame.len]))
+            }
+            role => role,
+        };
+        self.frame.slices.push(Slice { start, len, role });
     }
 
     /// Adds an entry: complete, in order.
@@ -197,18 +225,7 @@ impl<'a> Framer<'a> {
     }
 
     fn send(&mut self, offset: u64, starts_member: bool, runs_on: u64) -> Result<()> {
-        let next = Plain {
-            number: self.frame.number + 1,
-            stream: self.frame.stream,
-            offset,
-            buf: Vec::new(),
-            len: 0,
-            starts_member,
-            runs_on,
-            slices: Vec::new(),
-            rows: Vec::new(),
-            ends_stream: false,
-        };
+        let next = Plain::empty(self.frame.number + 1, self.frame.stream, offset, starts_member, runs_on);
         self.out.send(std::mem::replace(&mut self.frame, next)).map_err(|_| stopped())?;
         self.frame.buf = self.buffer()?;
         Ok(())

@@ -30,6 +30,9 @@ use crate::{
 /// Without [`Settings::verify_all`], one frame in this many is decoded again before it counts.
 const VERIFY_ONE_IN: u64 = 64;
 
+/// With more workers than this the reading thread leaves all hashing to them.
+const HASHING_READER_THREADS_MAX: usize = 4;
+
 /// How a pipeline runs.
 #[derive(Clone, Copy, Debug)]
 pub struct Settings {
@@ -80,7 +83,8 @@ pub fn run<T>(
             if failure.is_set() { Err(framer::stopped()) } else { own.step() }
         };
         let framer = Framer::new(settings.frame_len, plain_out, plain_pool, &mut help);
-        let filled = framer.and_then(|mut framer| fill(&mut framer));
+        let few = settings.threads <= HASHING_READER_THREADS_MAX;
+        let filled = framer.and_then(|framer| fill(&mut framer.hashing_small(few)));
         if filled.is_ok() {
             failure.keep(own.run());
         }
@@ -186,6 +190,7 @@ impl Worker {
             let bytes = &plain[slice.start..slice.start + slice.len];
             let (offset, len) = (frame.offset + slice.start as u64, slice.len as u64);
             match slice.role {
+                Role::Hashed(digest) => Content::Whole(Extent { stream: frame.stream, offset, len, digest }),
                 Role::Whole => Content::Whole(Extent { stream: frame.stream, offset, len, digest: Digest::of(bytes) }),
                 Role::Piece { offset: at, last } => Content::Piece(offset, len, Piece::of(bytes, at), last),
             }
