@@ -34,7 +34,7 @@ impl FileSystems {
     fn of(&mut self, dev: u64, fd: impl AsFd) -> &mut FileSystem {
         self.known.entry(dev).or_insert_with(|| FileSystem {
             // Without an id of its own a file system is known by its device number.
-            fsid: rustix::fs::fstatvfs(fd).map_or(0, |stat| stat.f_fsid).max(u64::from(dev == 0)),
+            fsid: rustix::fs::fstatvfs(fd).ok().map(|stat| stat.f_fsid).filter(|&id| id != 0).unwrap_or(dev),
             has_xattrs: true,
         })
     }

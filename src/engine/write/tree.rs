@@ -18,6 +18,7 @@ use super::{
 use crate::{
     error::{Error, Kind, Result},
     format::{
+        index::DAMAGED_COUNT_MAX,
         record::{Incomplete, Totals},
         tar::{self, BLOCK_LEN, END_LEN, write},
     },
@@ -37,8 +38,6 @@ use crate::{
 const TRY_COUNT_MAX: u32 = 3;
 /// After an error a large file is read on at the next multiple of this.
 const SECTOR_LEN: u64 = 4096;
-/// Runs of damage kept for one file; more become one run from there to its end.
-const DAMAGED_COUNT_MAX: usize = 64;
 /// Paths named in the record; the index and `.bk/incomplete` have all.
 const NAMED_MAX: usize = 100;
 /// Entries that wait for a frame to fill are sent on when they are this many.

@@ -12,7 +12,7 @@ mod tables;
 
 pub use block::{BLOCK_PLAIN_LEN_MAX, open as open_block, seal as seal_block};
 pub use directory::{BlockInfo, Directory, FOOTER_LEN, Section, Tail, decode_footer, decode_tail, encode_tail};
-pub use entries::{ROW_COUNT_MAX, decode as decode_entries, encode as encode_entries};
+pub use entries::{DAMAGED_COUNT_MAX, ROW_COUNT_MAX, decode as decode_entries, encode as encode_entries};
 pub use tables::{
     Extent, Frame, Part, decode_extents, decode_frames, decode_parts, encode_extents, encode_frames, encode_parts,
 };
