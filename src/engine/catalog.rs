@@ -138,6 +138,23 @@ pub fn find(volume: &Volume, name: &SnapshotName) -> Result<Snapshot> {
     found.cloned().ok_or_else(none)
 }
 
+/// The chain of a snapshot: level 0 first, each the base of the next, the snapshot itself last.
+pub fn chain(log: &JobLog, snapshot: &Snapshot) -> Result<Vec<Snapshot>> {
+    let mut chain = vec![snapshot.clone()];
+    while let Some(base) = chain.last().and_then(|one| one.base.clone()) {
+        let found = log.snapshots.iter().find(|one| one.seq == base.seq && one.run_id == base.run_id);
+        let found = found.ok_or_else(|| {
+            Error::integrity(format!("the base {}/{} of a snapshot is missing", snapshot.job, base.seq))
+        })?;
+        if chain.last().is_some_and(|one| one.level <= found.level) {
+            return Err(Error::integrity("the levels of a chain do not descend"));
+        }
+        chain.push(found.clone());
+    }
+    chain.reverse();
+    Ok(chain)
+}
+
 /// Creates the record of a snapshot: the commit. Whoever creates `seq` owns it; the loser's snapshot does not exist.
 ///
 /// A create that failed with an error may have been made all the same: the record is read back, and its nonce decides.

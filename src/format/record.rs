@@ -102,6 +102,19 @@ pub struct Stream {
     /// BLAKE3 of its content.
     #[serde(with = "as_hex")]
     pub digest: Digest,
+    /// Of an increment: where its content lies, rows of the index's section of places. Without it the stored stream is the content.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub places: Option<PlaceRows>,
+}
+
+/// Rows of the section of places.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PlaceRows {
+    /// The first.
+    pub first: u64,
+    /// How many, at least one.
+    pub count: u64,
 }
 
 /// Where a stream came from, and so what its end says.

@@ -1,6 +1,6 @@
 //! One entry of a tree: everything tar, the index and a restore know about a path.
 
-use super::time::Time;
+use super::{digest::Digest, time::Time};
 
 /// What an entry is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -22,18 +22,20 @@ pub enum EntryKind {
     Fifo = 6,
     /// A socket; only in the index, tar has no word for it.
     Socket = 7,
+    /// Only in the index of an increment: what the base had at this path is gone, with all below it.
+    Removed = 8,
 }
 
 impl EntryKind {
     /// The kind with this number in the index.
     pub fn from_u8(n: u8) -> Option<Self> {
         use EntryKind::*;
-        [File, Dir, Symlink, HardLink, CharDevice, BlockDevice, Fifo, Socket].get(usize::from(n)).copied()
+        [File, Dir, Symlink, HardLink, CharDevice, BlockDevice, Fifo, Socket, Removed].get(usize::from(n)).copied()
     }
 
     /// The letter of `ls -l` (`h` for a hard link).
     pub fn letter(self) -> char {
-        ['-', 'd', 'l', 'h', 'c', 'b', 'p', 's'][self as usize]
+        ['-', 'd', 'l', 'h', 'c', 'b', 'p', 's', '!'][self as usize]
     }
 }
 
@@ -99,6 +101,32 @@ impl Run {
     }
 }
 
+/// A run of content somewhere in a chain of snapshots.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// The `seq` of the snapshot that stores it; 0 is the one that holds the row.
+    pub seq: u64,
+    /// 0 is the tree, 1… the named streams of that snapshot.
+    pub stream: u32,
+    /// Offset in the plain stream.
+    pub offset: u64,
+    /// Length, bytes; never 0.
+    pub len: u64,
+}
+
+/// Where the content of an entry of an increment lies when it is not one run of the snapshot's own tree.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Map {
+    /// BLAKE3 of the content (of a sparse file: of its data runs joined).
+    pub digest: Digest,
+    /// Its first row in the index's section of places.
+    pub first: u64,
+    /// How many rows; together they are `stored_len` long.
+    pub count: u64,
+    /// The rows themselves on their way to the index; empty when it was read from one.
+    pub places: Vec<Place>,
+}
+
 /// An extended attribute: name (`user.x`, `system.posix_acl_access`, …) and raw value.
 pub type Xattr = (Vec<u8>, Vec<u8>);
 
@@ -141,6 +169,8 @@ pub struct Entry {
     pub damaged: Vec<Run>,
     /// Bytes of this file in the tar stream (without a sparse map): 0 when it has no extent.
     pub stored_len: u64,
+    /// Where its content lies, when that is not a run of its own in this snapshot's tree.
+    pub map: Option<Box<Map>>,
 }
 
 impl Entry {
@@ -165,7 +195,13 @@ impl Entry {
             status: Status::default(),
             damaged: Vec::new(),
             stored_len: 0,
+            map: None,
         }
+    }
+
+    /// Whether its content is a run of its own in its snapshot's tree: a row of the section of extents.
+    pub fn owns_extent(&self) -> bool {
+        self.stored_len > 0 && self.map.is_none()
     }
 
     /// Whether it is a directory.

@@ -5,10 +5,7 @@ use std::io::Write;
 use serde::Serialize;
 
 use crate::{
-    engine::{
-        catalog,
-        read::{content, export, index::IndexReader, select},
-    },
+    engine::read::{chain::Chain, content, export, select},
     error::{Error, Kind, Result},
     model::{
         entry::{EntryKind, Status},
@@ -52,46 +49,45 @@ pub struct Outcome {
 
 /// Writes the bytes asked for to `out`.
 pub fn run(volume: &Volume, options: &Options, monitor: &dyn Monitor, out: &mut dyn Write) -> Result<Outcome> {
-    let snapshot = catalog::find(volume, &options.snapshot)?;
-    let index = IndexReader::open(volume, &snapshot)?;
+    let (_, chain) = Chain::find(volume, &options.snapshot)?;
     let path = match &options.what {
         What::Stream(name) => {
-            let stream = stream_number(&index, name)?;
-            let range = cut(options.range, index.stream_extent(stream)?.len);
-            let bytes = export::write_stream(&index, stream, range, options.threads, monitor, out)?;
+            let stream = stream_number(&chain, name)?;
+            let range = cut(options.range, chain.last().stream_extent(stream)?.len);
+            let bytes = export::write_stream(&chain, stream, range, options.threads, monitor, out)?;
             return Ok(Outcome { bytes, incomplete: None });
         }
-        What::Path(path) => select::find(&index, path)?,
+        What::Path(path) => select::find(&chain, path)?,
     };
     let shown = show::name(&path);
-    let none = || Error::integrity(format!("`{shown}` is not in the index of snapshot {}", index.shown()));
-    let mut row = index.lookup(&path)?;
+    let none = || Error::integrity(format!("`{shown}` is not in the index of snapshot {}", chain.shown()));
+    let mut row = chain.lookup(&path)?;
     if let Some(link) = row.as_ref().filter(|row| row.entry.kind == EntryKind::HardLink) {
-        row = index.lookup(&link.entry.link)?;
+        row = chain.lookup(&link.entry.link)?;
     }
     let row = row.ok_or_else(none)?;
     if row.entry.kind != EntryKind::File {
         let what = format!("`{shown}` is a {} and has no content", super::ls::kind_name(row.entry.kind));
-        return Err(Error::usage(what).with_hint(format!("`bk ls {}` shows what is in it", index.shown())));
+        return Err(Error::usage(what).with_hint(format!("`bk ls {}` shows what is in it", chain.shown())));
     }
     let status = row.entry.status;
     if status.has(Status::UNREADABLE) {
         return Err(Error::new(Kind::Incomplete, format!("`{shown}` could not be read when the snapshot was taken")));
     }
     let (start, end) = cut(options.range, row.entry.size);
-    content::write_file(&index, &row, (start, end), options.threads, monitor, out)?;
+    content::write_file(&chain, &row, (start, end), options.threads, monitor, out)?;
     Ok(Outcome { bytes: end - start, incomplete: status.is_incomplete().then(|| status.show()) })
 }
 
 /// The number of a stream by its name.
-pub fn stream_number(index: &IndexReader, name: &Name) -> Result<u32> {
-    let at = index.streams().iter().position(|own| own == name);
+pub fn stream_number(chain: &Chain, name: &Name) -> Result<u32> {
+    let at = chain.streams().iter().position(|own| own == name);
     let number = at.and_then(|at| u32::try_from(at + 1).ok());
     number.ok_or_else(|| {
-        let names: Vec<&str> = index.streams().iter().map(Name::as_str).collect();
+        let names: Vec<&str> = chain.streams().iter().map(Name::as_str).collect();
         let hint =
             if names.is_empty() { "it has no streams".to_owned() } else { format!("it has {}", names.join(", ")) };
-        Error::usage(format!("there is no stream {name} in snapshot {}", index.shown())).with_hint(hint)
+        Error::usage(format!("there is no stream {name} in snapshot {}", chain.shown())).with_hint(hint)
     })
 }
 

@@ -3,12 +3,9 @@
 use serde::Serialize;
 
 use crate::{
-    engine::{
-        catalog,
-        read::{
-            compare::{self, Change},
-            index::IndexReader,
-        },
+    engine::read::{
+        chain::Chain,
+        compare::{self, Change},
     },
     error::Result,
     model::{ids::SnapshotName, text::PathText},
@@ -65,9 +62,8 @@ impl Outcome {
 
 /// Tells `found` each difference, entries in order and then streams.
 pub fn run(volume: &Volume, options: &Options, found: &mut dyn FnMut(&Difference) -> Result<()>) -> Result<Outcome> {
-    let (older, newer) = (catalog::find(volume, &options.older)?, catalog::find(volume, &options.newer)?);
+    let ((older, a), (newer, b)) = (Chain::find(volume, &options.older)?, Chain::find(volume, &options.newer)?);
     let mut outcome = Outcome::default();
-    let (a, b) = (IndexReader::open(volume, &older)?, IndexReader::open(volume, &newer)?);
     compare::compare(&a, &b, &mut |row, change| found(&outcome.difference(&row.entry.path, false, change)))?;
     for stream in &older.streams {
         let same = newer.streams.iter().find(|other| other.name == stream.name);

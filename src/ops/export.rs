@@ -5,10 +5,7 @@ use std::io::Write;
 use serde::Serialize;
 
 use crate::{
-    engine::{
-        catalog,
-        read::{export, index::IndexReader},
-    },
+    engine::read::{chain::Chain, export},
     error::{Error, Result},
     model::ids::SnapshotName,
     monitor::Monitor,
@@ -33,11 +30,10 @@ pub struct Outcome {
 
 /// Writes the tar to `out`.
 pub fn run(volume: &Volume, options: &Options, monitor: &dyn Monitor, out: &mut dyn Write) -> Result<Outcome> {
-    let snapshot = catalog::find(volume, &options.snapshot)?;
-    let index = IndexReader::open(volume, &snapshot)?;
-    if index.entry_count() == 0 {
-        return Err(Error::usage(format!("snapshot {} has no tree", index.shown()))
-            .with_hint(format!("`bk cat {} --stream NAME` writes a stream", index.shown())));
+    let (_, chain) = Chain::find(volume, &options.snapshot)?;
+    if !chain.has_tree() {
+        return Err(Error::usage(format!("snapshot {} has no tree", chain.shown()))
+            .with_hint(format!("`bk cat {} --stream NAME` writes a stream", chain.shown())));
     }
-    Ok(Outcome { bytes: export::write_tree(&index, options.threads, monitor, out)? })
+    Ok(Outcome { bytes: export::write_tree(&chain, options.threads, monitor, out)? })
 }

@@ -3,10 +3,7 @@
 use serde::{Serialize, Serializer};
 
 use crate::{
-    engine::{
-        catalog,
-        read::{index::IndexReader, select},
-    },
+    engine::read::{chain::Chain, select},
     error::Result,
     model::{
         entry::{Entry, EntryKind},
@@ -88,6 +85,7 @@ pub fn kind_name(kind: EntryKind) -> &'static str {
         EntryKind::BlockDevice => "block-device",
         EntryKind::Fifo => "fifo",
         EntryKind::Socket => "socket",
+        EntryKind::Removed => "removed",
     }
 }
 
@@ -109,18 +107,17 @@ pub fn mode_text(entry: &Entry) -> String {
 
 /// Tells `found` each entry in order; returns how many.
 pub fn run(volume: &Volume, options: &Options, found: &mut dyn FnMut(&Row) -> Result<()>) -> Result<u64> {
-    let snapshot = catalog::find(volume, &options.snapshot)?;
-    let index = IndexReader::open(volume, &snapshot)?;
-    let path = select::find(&index, &options.path)?;
+    let (_, chain) = Chain::find(volume, &options.snapshot)?;
+    let path = select::find(&chain, &options.path)?;
     let mut count = 0;
     let mut tell = |row: Result<crate::engine::read::index::Row>| {
         count += 1;
         found(&Row { entry: row?.entry })
     };
-    match index.lookup(&path)? {
+    match chain.lookup(&path)? {
         Some(row) if !row.entry.is_dir() => tell(Ok(row))?,
-        _ if options.recursive => index.subtree(&path).try_for_each(tell)?,
-        _ => index.list(&path).try_for_each(tell)?,
+        _ if options.recursive => chain.subtree(&path).try_for_each(tell)?,
+        _ => chain.list(&path).try_for_each(tell)?,
     }
     Ok(count)
 }

@@ -8,14 +8,11 @@ use std::{
 use serde::Serialize;
 
 use crate::{
-    engine::{
-        catalog,
-        read::{
-            content,
-            extract::{self, extract},
-            index::IndexReader,
-            select::Taken,
-        },
+    engine::read::{
+        chain::Chain,
+        content,
+        extract::{self, extract},
+        select::Taken,
     },
     error::{Error, Kind, Result},
     model::{
@@ -54,14 +51,13 @@ pub struct Options {
 
 /// Restores a tree. [`Outcome::is_incomplete`] says whether something is missing: exit 3.
 pub fn run(volume: &Volume, options: &Options, monitor: &dyn Monitor) -> Result<Outcome> {
-    let snapshot = catalog::find(volume, &options.snapshot)?;
-    let index = IndexReader::open(volume, &snapshot)?;
-    let asked = asked(&index, options)?;
+    let (snapshot, chain) = Chain::find(volume, &options.snapshot)?;
+    let asked = asked(&chain, options)?;
     if asked.taken.is_all() {
         let streams: u64 = snapshot.streams.iter().map(|stream| stream.content_bytes).sum();
-        monitor.expect(index.entry_count(), snapshot.totals.content_bytes.saturating_sub(streams));
+        monitor.expect(snapshot.totals.entries, snapshot.totals.content_bytes.saturating_sub(streams));
     }
-    extract(&index, &options.target, &asked, monitor)
+    extract(&chain, &options.target, &asked, monitor)
 }
 
 /// Tells `planned` what [`run`] would do with each entry, and does nothing.
@@ -71,18 +67,17 @@ pub fn plan(
     monitor: &dyn Monitor,
     planned: &mut dyn FnMut(&Entry, Action) -> Result<()>,
 ) -> Result<()> {
-    let snapshot = catalog::find(volume, &options.snapshot)?;
-    let index = IndexReader::open(volume, &snapshot)?;
-    extract::plan(&index, &options.target, &asked(&index, options)?, monitor, planned)
+    let (_, chain) = Chain::find(volume, &options.snapshot)?;
+    extract::plan(&chain, &options.target, &asked(&chain, options)?, monitor, planned)
 }
 
-fn asked(index: &IndexReader, options: &Options) -> Result<extract::Options> {
-    if index.entry_count() == 0 {
-        return Err(Error::usage(format!("snapshot {} has no tree", index.shown()))
-            .with_hint(format!("`bk cat {} --stream NAME` writes a stream", index.shown())));
+fn asked(chain: &Chain, options: &Options) -> Result<extract::Options> {
+    if !chain.has_tree() {
+        return Err(Error::usage(format!("snapshot {} has no tree", chain.shown()))
+            .with_hint(format!("`bk cat {} --stream NAME` writes a stream", chain.shown())));
     }
     Ok(extract::Options {
-        taken: Taken::new(index, &options.paths, &options.include, &options.exclude)?,
+        taken: Taken::new(chain, &options.paths, &options.include, &options.exclude)?,
         overwrite: options.overwrite,
         safe: options.safe,
         threads: options.threads,
@@ -111,15 +106,15 @@ pub struct DeviceOutcome {
 
 /// Writes a stream onto a device and makes it durable.
 pub fn to_device(volume: &Volume, options: &DeviceOptions, monitor: &dyn Monitor) -> Result<DeviceOutcome> {
-    let snapshot = catalog::find(volume, &options.snapshot)?;
-    let index = IndexReader::open(volume, &snapshot)?;
-    let number = super::cat::stream_number(&index, &options.stream)?;
-    let len = index.stream_extent(number)?.len;
+    let (_, chain) = Chain::find(volume, &options.snapshot)?;
+    let number = super::cat::stream_number(&chain, &options.stream)?;
+    let len = chain.last().stream_extent(number)?.len;
+    let content = chain.locate_stream(number)?;
     let shown = options.device.display();
     let device = open_device(&options.device, len)?;
     monitor.expect(0, len);
     let mut at = 0;
-    content::each_slice(&index, (number, 0, len), options.threads, monitor, |bytes| {
+    content::each_source(chain.runs(), &content.sources, options.threads, monitor, |bytes| {
         device.write_all_at(bytes, at).map_err(|e| Error::io(format!("cannot write {shown} at {at}"), e))?;
         at += bytes.len() as u64;
         monitor.advance(0, bytes.len() as u64, b"");

@@ -290,7 +290,13 @@ impl Run<'_> {
                 .chain(self.roots.devices.iter().map(|d| d.display().to_string()))
                 .collect(),
             streams: streams
-                .map(|((name, origin), &(digest, content_bytes))| Stream { name, origin, content_bytes, digest })
+                .map(|((name, origin), &(digest, content_bytes))| Stream {
+                    name,
+                    origin,
+                    content_bytes,
+                    digest,
+                    places: None,
+                })
                 .collect(),
             index: stored.index.clone(),
             restore_txt: ObjectRef { name: RESTORE_NAME.to_owned(), len: 0, digest: Digest([0; 32]) },

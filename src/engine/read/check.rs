@@ -9,6 +9,7 @@ use crossbeam_channel::bounded;
 use serde::Serialize;
 
 use super::{
+    chain::{Chain, Located},
     content::{self, Ordered, check_interrupted},
     frame::FrameReader,
     index::IndexReader,
@@ -113,7 +114,7 @@ pub fn check(
     let key = format!("{}{}", run_dir(&snapshot.job, snapshot.run_id), snapshot.index.name);
     check.checked.objects += 1;
     match IndexReader::open(volume, snapshot) {
-        Ok(index) => check.objects(&index, snapshot)?,
+        Ok(index) => check.objects(volume, &index, snapshot)?,
         Err(e) => check.fault_or(Fault::new(key, "tail", ""), e)?,
     }
     Ok((check.checked, check.faults))
@@ -171,12 +172,18 @@ impl Check<'_> {
         if read == *digest { Ok(()) } else { Err(differs(digest, &read)) }
     }
 
-    fn objects(&mut self, index: &IndexReader, snapshot: &Snapshot) -> Result<()> {
+    fn objects(&mut self, volume: &Volume, index: &IndexReader, snapshot: &Snapshot) -> Result<()> {
         let blocks_good = self.blocks(index)?;
         self.parts(index)?;
         if self.depth == Depth::Data && blocks_good {
             self.tree(index)?;
-            self.streams(index, snapshot)?;
+            match Chain::of(volume, snapshot) {
+                Ok(chain) => {
+                    self.mapped(&chain)?;
+                    self.streams(&chain, snapshot)?;
+                }
+                Err(e) => self.fault_or(Fault::new(index.key(), "chain", ""), e)?,
+            }
         }
         Ok(())
     }
@@ -294,9 +301,9 @@ impl Check<'_> {
         if index.entry_count() == 0 {
             return Ok(());
         }
-        let frames = index.frames_from(0, 0)?;
+        let frames = index.frames_from(0, 0)?.map(|frame| Ok((0, frame?)));
         let threads = self.threads;
-        let (members, broken) = content::ordered(index, frames, threads, |ordered| {
+        let (members, broken) = content::ordered(std::slice::from_ref(index), frames, threads, |ordered| {
             let mut stream = TreeStream { ordered, plain: Vec::new(), at: 0, offset: 0, broken: false, fatal: None };
             self.members(index, &mut stream)
         })?;
@@ -304,7 +311,8 @@ impl Check<'_> {
         let mut expected = 0;
         for row in index.rows() {
             let entry = row?.entry;
-            let absent = entry.kind == EntryKind::Socket
+            let absent = matches!(entry.kind, EntryKind::Socket | EntryKind::Removed)
+                || entry.map.is_some()
                 || entry.kind == EntryKind::File && entry.status.has(Status::UNREADABLE);
             expected += u64::from(!absent);
         }
@@ -367,24 +375,53 @@ impl Check<'_> {
         }
     }
 
-    fn streams(&mut self, index: &IndexReader, snapshot: &Snapshot) -> Result<()> {
+    /// Contents of an increment that lie elsewhere, or in several places.
+    fn mapped(&mut self, chain: &Chain) -> Result<()> {
+        let own = chain.runs().len() - 1;
+        for row in chain.last().rows() {
+            let mut row = row?;
+            row.run = own;
+            if row.entry.map.is_none() {
+                continue;
+            }
+            let checked = chain.locate(&row).and_then(|content| {
+                let content = content.ok_or_else(|| Error::integrity("it has no content"))?;
+                self.digest_is(chain, &content)
+            });
+            self.checked.content_bytes += row.entry.stored_len;
+            if let Err(e) = checked {
+                let mut fault = Fault::new(chain.last().key(), show::name(&row.entry.path), "");
+                (fault.affected, fault.paths) = (1, vec![PathText(row.entry.path.clone())]);
+                self.fault_or(fault, e)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads a content and holds it against its digest.
+    fn digest_is(&self, chain: &Chain, content: &Located) -> Result<()> {
+        let mut hasher = blake3::Hasher::new();
+        content::each_source(chain.runs(), &content.sources, self.threads, self.monitor, |bytes| {
+            hasher.update(bytes);
+            Ok(())
+        })?;
+        let read = Digest(*hasher.finalize().as_bytes());
+        if read == content.digest { Ok(()) } else { Err(differs(&content.digest, &read)) }
+    }
+
+    fn streams(&mut self, chain: &Chain, snapshot: &Snapshot) -> Result<()> {
+        let index = chain.last();
         for (n, stream) in snapshot.streams.iter().enumerate() {
             let number = u32::try_from(n + 1).map_err(|_| Error::integrity("too many streams"))?;
-            let mut hasher = blake3::Hasher::new();
             let checked = index.stream_extent(number).and_then(|extent| {
                 if extent.len != stream.content_bytes || extent.digest != stream.digest {
                     return Err(Error::integrity("index and record do not agree"));
                 }
-                let range = (number, 0, extent.len);
-                content::each_slice(index, range, self.threads, self.monitor, |bytes| {
-                    hasher.update(bytes);
-                    Ok(())
-                })?;
-                if index.frames_from(number, extent.len)?.next().is_some() {
+                self.digest_is(chain, &chain.locate_stream(number)?)?;
+                if stream.places.is_none() && index.frames_from(number, extent.len)?.next().is_some() {
                     return Err(Error::integrity("more is stored than its length"));
                 }
-                let read = Digest(*hasher.finalize().as_bytes());
-                if read == extent.digest { Ok(()) } else { Err(differs(&extent.digest, &read)) }
+                Ok(())
             });
             self.checked.content_bytes += stream.content_bytes;
             if let Err(e) = checked {
@@ -527,7 +564,7 @@ impl TreeStream<'_, '_> {
     fn load(&mut self) -> Result<bool> {
         self.ordered.recycle(std::mem::take(&mut self.plain));
         self.at = 0;
-        let Some((frame, plain)) = self.ordered.next_frame()? else { return Ok(false) };
+        let Some(((_, frame), plain)) = self.ordered.next_frame()? else { return Ok(false) };
         self.offset = frame.offset;
         match plain {
             Ok(plain) => self.plain = plain,
@@ -541,7 +578,7 @@ impl TreeStream<'_, '_> {
         self.broken = false;
         self.ordered.recycle(std::mem::take(&mut self.plain));
         self.at = 0;
-        while let Some((frame, plain)) = self.ordered.next_frame()? {
+        while let Some(((_, frame), plain)) = self.ordered.next_frame()? {
             self.offset = frame.offset;
             if let Ok(plain) = plain
                 && frame.starts_member

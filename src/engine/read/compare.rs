@@ -2,7 +2,7 @@
 
 use std::cmp::Ordering;
 
-use super::index::{IndexReader, Row};
+use super::{chain::Chain, index::Row};
 use crate::{
     error::Result,
     model::{entry::EntryKind, path},
@@ -24,11 +24,7 @@ pub struct Change {
 }
 
 /// Tells `found` each entry that differs, in order; the row is the newer one unless it was removed.
-pub fn compare(
-    older: &IndexReader,
-    newer: &IndexReader,
-    found: &mut dyn FnMut(&Row, Change) -> Result<()>,
-) -> Result<()> {
+pub fn compare(older: &Chain, newer: &Chain, found: &mut dyn FnMut(&Row, Change) -> Result<()>) -> Result<()> {
     let (mut old_rows, mut new_rows) = (older.rows(), newer.rows());
     let (mut old, mut new) = (old_rows.next().transpose()?, new_rows.next().transpose()?);
     loop {
@@ -58,14 +54,13 @@ pub fn compare(
     }
 }
 
-fn changed(older: &IndexReader, a: &Row, newer: &IndexReader, b: &Row) -> Result<Change> {
+fn changed(older: &Chain, a: &Row, newer: &Chain, b: &Row) -> Result<Change> {
     let (x, y) = (&a.entry, &b.entry);
     let r#type = x.kind != y.kind;
     let mut content = !r#type && (x.size != y.size || x.link != y.link || x.rdev != y.rdev);
     if !r#type && !content && x.kind == EntryKind::File {
-        let digest = |index: &IndexReader, row: &Row| index.extent_of(row).map(|extent| extent.map(|e| e.digest));
         // The digest of a sparse file is that of its runs joined, so the runs count too.
-        content = digest(older, a)? != digest(newer, b)? || x.sparse != y.sparse;
+        content = older.digest(a)? != newer.digest(b)? || x.sparse != y.sparse;
     }
     let meta = |e: &crate::model::entry::Entry| (e.mode, e.uid, e.gid, e.mtime);
     let metadata = x.kind != EntryKind::HardLink && (meta(x) != meta(y) || x.xattrs != y.xattrs);

@@ -5,12 +5,13 @@ use std::{collections::VecDeque, io::Write};
 use crossbeam_channel::{Receiver, Sender, bounded};
 
 use super::{
+    chain::{Chain, Source},
     frame::FrameReader,
     index::{IndexReader, Row},
 };
 use crate::{
     error::{Error, Kind, Result},
-    format::index::{Extent, Frame},
+    format::index::Frame,
     model::{digest::Digest, entry::Run, show},
     monitor::Monitor,
 };
@@ -27,41 +28,44 @@ pub fn check_interrupted(monitor: &dyn Monitor) -> Result<()> {
     }
 }
 
-type Job = (Frame, Sender<Result<Vec<u8>>>);
+type Job = (usize, Frame, Sender<Result<Vec<u8>>>);
+
+/// A frame and which snapshot of the chain stores it.
+type Next = (usize, Frame);
 
 /// Frames being decoded, in order.
 pub struct Ordered<'a> {
-    index: &'a IndexReader,
-    frames: Box<dyn Iterator<Item = Result<Frame>> + 'a>,
+    runs: &'a [IndexReader],
+    frames: Box<dyn Iterator<Item = Result<Next>> + 'a>,
     jobs: Option<Sender<Job>>,
     own: FrameReader,
-    waiting: VecDeque<(Frame, Receiver<Result<Vec<u8>>>)>,
+    waiting: VecDeque<(Next, Receiver<Result<Vec<u8>>>)>,
     in_flight: usize,
     pool: (Sender<Vec<u8>>, Receiver<Vec<u8>>),
 }
 
 impl Ordered<'_> {
     /// The next frame with its content, or with what is wrong with it; an error of the index ends the run.
-    pub fn next_frame(&mut self) -> Result<Option<(Frame, Result<Vec<u8>>)>> {
+    pub fn next_frame(&mut self) -> Result<Option<(Next, Result<Vec<u8>>)>> {
         let Some(jobs) = &self.jobs else { return self.next_here() };
         while self.waiting.len() < self.in_flight {
-            let Some(frame) = self.frames.next().transpose()? else { break };
+            let Some((run, frame)) = self.frames.next().transpose()? else { break };
             let (done, result) = bounded(1);
-            self.waiting.push_back((frame, result));
-            if jobs.send((frame, done)).is_err() {
+            self.waiting.push_back(((run, frame), result));
+            if jobs.send((run, frame, done)).is_err() {
                 return Err(Error::new(Kind::Other, "the decoders stopped"));
             }
         }
-        let Some((frame, result)) = self.waiting.pop_front() else { return Ok(None) };
+        let Some((next, result)) = self.waiting.pop_front() else { return Ok(None) };
         let result = result.recv().unwrap_or_else(|_| Err(Error::new(Kind::Other, "a decoder stopped")));
-        Ok(Some((frame, result)))
+        Ok(Some((next, result)))
     }
 
-    fn next_here(&mut self) -> Result<Option<(Frame, Result<Vec<u8>>)>> {
-        let Some(frame) = self.frames.next().transpose()? else { return Ok(None) };
+    fn next_here(&mut self) -> Result<Option<(Next, Result<Vec<u8>>)>> {
+        let Some((run, frame)) = self.frames.next().transpose()? else { return Ok(None) };
         let mut plain = self.pool.1.try_recv().unwrap_or_default();
-        let result = self.own.read(self.index, &frame, &mut plain);
-        Ok(Some((frame, result.map(|()| plain))))
+        let result = self.own.read(&self.runs[run], &frame, &mut plain);
+        Ok(Some(((run, frame), result.map(|()| plain))))
     }
 
     /// Gives a buffer back.
@@ -70,21 +74,21 @@ impl Ordered<'_> {
     }
 }
 
-/// Runs `work` over `frames`, decoded by `threads` threads when there is more than one frame.
+/// Runs `work` over `frames` of the snapshots `runs`, decoded by `threads` threads when there is more than one frame.
 pub fn ordered<'a, T>(
-    index: &'a IndexReader,
-    mut frames: impl Iterator<Item = Result<Frame>> + 'a,
+    runs: &'a [IndexReader],
+    mut frames: impl Iterator<Item = Result<Next>> + 'a,
     threads: usize,
     work: impl FnOnce(&mut Ordered<'_>) -> Result<T>,
 ) -> Result<T> {
     let first: Vec<_> = frames.by_ref().take(2).collect();
-    let frame_len = first.iter().flatten().map(|frame| u64::from(frame.len)).max().unwrap_or(1).max(1);
+    let frame_len = first.iter().flatten().map(|(_, frame)| u64::from(frame.len)).max().unwrap_or(1).max(1);
     let single = first.len() < 2 || threads < 2;
     let by_memory = usize::try_from(IN_FLIGHT_LEN_MAX / frame_len).unwrap_or(usize::MAX);
     let in_flight = threads.saturating_mul(2).min(by_memory).max(2);
     let (jobs, taken) = bounded::<Job>(in_flight);
     let mut ordered = Ordered {
-        index,
+        runs,
         frames: Box::new(first.into_iter().chain(frames)),
         jobs: (!single).then_some(jobs),
         own: FrameReader::new()?,
@@ -98,7 +102,7 @@ pub fn ordered<'a, T>(
     std::thread::scope(|scope| {
         for _ in 0..threads.min(in_flight) {
             let (taken, pool) = (taken.clone(), ordered.pool.1.clone());
-            scope.spawn(move || decode(index, &taken, &pool));
+            scope.spawn(move || decode(runs, &taken, &pool));
         }
         drop(taken);
         let result = work(&mut ordered);
@@ -108,13 +112,13 @@ pub fn ordered<'a, T>(
     })
 }
 
-fn decode(index: &IndexReader, jobs: &Receiver<Job>, pool: &Receiver<Vec<u8>>) {
+fn decode(runs: &[IndexReader], jobs: &Receiver<Job>, pool: &Receiver<Vec<u8>>) {
     let mut reader = FrameReader::new();
-    for (frame, done) in jobs {
+    for (run, frame, done) in jobs {
         let result = match &mut reader {
             Ok(reader) => {
                 let mut plain = pool.try_recv().unwrap_or_default();
-                reader.read(index, &frame, &mut plain).map(|()| plain)
+                reader.read(&runs[run], &frame, &mut plain).map(|()| plain)
             }
             Err(e) => Err(Error::new(e.kind(), e.to_string())),
         };
@@ -123,101 +127,160 @@ fn decode(index: &IndexReader, jobs: &Receiver<Job>, pool: &Receiver<Vec<u8>>) {
     }
 }
 
-/// Hands the plain bytes `offset..offset + len` of `stream` to `sink`, in order.
-pub fn each_slice(
-    index: &IndexReader,
-    (stream, offset, len): (u32, u64, u64),
+/// The frames that hold `sources`, in order; one that is still at hand from the source before in its snapshot does not come again.
+fn frames_of<'a>(
+    runs: &'a [IndexReader],
+    sources: impl Iterator<Item = Result<Source>> + 'a,
+) -> impl Iterator<Item = Result<Next>> + 'a {
+    let mut last: Vec<Option<(u32, u64)>> = vec![None; runs.len()];
+    sources
+        .flat_map(move |source| -> Box<dyn Iterator<Item = Result<Next>> + 'a> {
+            let frames = source.and_then(|source| {
+                let index = runs.get(source.run).ok_or_else(|| Error::integrity("a source outside its chain"))?;
+                Ok((source, index.frames_from(source.stream, source.offset)?))
+            });
+            match frames {
+                Err(e) => Box::new(std::iter::once(Err(e))),
+                Ok((source, frames)) => Box::new(
+                    frames
+                        .take_while(move |frame| frame.as_ref().map_or(true, |frame| frame.offset < source.end()))
+                        .map(move |frame| Ok((source.run, frame?))),
+                ),
+            }
+        })
+        .filter(move |next| match next {
+            Ok((run, frame)) => {
+                let new = last[*run] != Some((frame.stream, frame.offset));
+                last[*run] = Some((frame.stream, frame.offset));
+                new
+            }
+            Err(_) => true,
+        })
+}
+
+/// Hands the bytes of `sources`, one after another, to `sink`. Each frame is decoded once as long as sources of one snapshot ascend.
+pub fn each_source(
+    runs: &[IndexReader],
+    sources: &[Source],
     threads: usize,
     monitor: &dyn Monitor,
     mut sink: impl FnMut(&[u8]) -> Result<()>,
 ) -> Result<()> {
-    let end = offset.checked_add(len).ok_or_else(|| Error::integrity("a range out of bounds"))?;
-    let frames =
-        index.frames_from(stream, offset)?.take_while(move |frame| frame.as_ref().map_or(true, |f| f.offset < end));
-    let mut at = offset;
-    ordered(index, frames, threads, |ordered| {
-        while at < end {
-            check_interrupted(monitor)?;
-            let Some((frame, plain)) = ordered.next_frame()? else { break };
-            let plain = plain?;
-            let skip = at.checked_sub(frame.offset).filter(|&skip| skip <= u64::from(frame.len));
-            let skip = skip.ok_or_else(|| Error::integrity("frames do not follow each other"))?;
-            let want = (end - at).min(u64::from(frame.len) - skip);
-            let range = usize::try_from(skip).unwrap_or(0)..usize::try_from(skip + want).unwrap_or(0);
-            sink(&plain[range])?;
-            at += want;
-            ordered.recycle(plain);
+    let frames = frames_of(runs, sources.iter().copied().map(Ok));
+    ordered(runs, frames, threads, |ordered| {
+        let mut held = Held::new(runs.len());
+        for source in sources {
+            held.each(ordered, *source, monitor, &mut sink)?;
         }
         Ok(())
-    })?;
-    if at < end {
-        return Err(Error::integrity(format!(
-            "stream {stream} of snapshot {} ends at {at}, before {end}",
-            index.shown()
-        )));
+    })
+}
+
+/// The frame at hand of each snapshot of a chain.
+struct Held(Vec<Option<(Frame, Vec<u8>)>>);
+
+impl Held {
+    fn new(runs: usize) -> Self {
+        Self((0..runs).map(|_| None).collect())
     }
-    Ok(())
+
+    fn each(
+        &mut self,
+        ordered: &mut Ordered<'_>,
+        source: Source,
+        monitor: &dyn Monitor,
+        sink: &mut impl FnMut(&[u8]) -> Result<()>,
+    ) -> Result<()> {
+        let Source { run, stream, offset: mut at, .. } = source;
+        let ends = || {
+            let shown = ordered.runs[run].shown();
+            Error::integrity(format!("stream {stream} of snapshot {shown} ends before {}", source.end()))
+        };
+        if source.offset.checked_add(source.len).is_none() {
+            return Err(ends());
+        }
+        let ends = ends();
+        while at < source.end() {
+            check_interrupted(monitor)?;
+            let covers =
+                |(frame, _): &(Frame, Vec<u8>)| frame.stream == stream && frame.offset <= at && at < frame.end();
+            if !self.0[run].as_ref().is_some_and(covers) {
+                let Some(((own, frame), plain)) = ordered.next_frame()? else { return Err(ends) };
+                if let Some((_, before)) = self.0[own].replace((frame, plain?)) {
+                    ordered.recycle(before);
+                }
+                if own != run || !self.0[run].as_ref().is_some_and(covers) {
+                    return Err(Error::integrity("frames do not follow each other"));
+                }
+            }
+            let Some((frame, plain)) = &self.0[run] else { return Err(ends) };
+            let to = source.end().min(frame.end());
+            let index = |offset: u64| usize::try_from(offset - frame.offset).unwrap_or(usize::MAX);
+            let bytes = plain.get(index(at)..index(to));
+            sink(bytes.ok_or_else(|| Error::integrity("a frame is shorter than its index says"))?)?;
+            at = to;
+        }
+        Ok(())
+    }
 }
 
 fn output(e: std::io::Error) -> Error {
     Error::io("cannot write the output", e)
 }
 
-/// Writes the bytes `start..end` of a file to `out`; holes are zeros. A content inside one frame is held against its
-/// digest first; frames of longer ones have their own.
+/// Contents up to this length are held against their digest before anything of them goes out, bytes.
+const CHECKED_FIRST_LEN_MAX: u64 = 16 << 20;
+
+/// Writes the bytes `start..end` of a file to `out`; holes are zeros. A content of moderate length is held against its
+/// digest first; frames of longer ones have their own, and one put together from several places is held against it at the end.
 pub fn write_file(
-    index: &IndexReader,
+    chain: &Chain,
     row: &Row,
     (start, end): (u64, u64),
     threads: usize,
     monitor: &dyn Monitor,
     out: &mut dyn Write,
 ) -> Result<()> {
-    let Some(extent) = index.extent_of(row)? else { return zeros(out, end - start, monitor) };
-    let runs = row.entry.data_runs();
+    let Some(content) = chain.locate(row)? else { return zeros(out, end - start, monitor) };
+    let entry = &row.entry;
+    let runs = entry.data_runs();
     let content_before = |at: u64| -> u64 { runs.iter().map(|run| run.len.min(at.saturating_sub(run.offset))).sum() };
     let (from, to) = (content_before(start), content_before(end));
     let mut spread = Spread { next: runs.partition_point(|run| run.end() <= start), runs: &runs, at: start };
-    let frame = index.frame_at(0, extent.offset)?;
-    if extent.offset.saturating_add(extent.len) <= frame.end() {
-        let content = read_checked(index, &extent, &frame, &row.entry.path)?;
+    if entry.stored_len <= CHECKED_FIRST_LEN_MAX {
+        let mut bytes = Vec::new();
+        each_source(chain.runs(), &content.sources, threads, monitor, |slice| {
+            bytes.extend_from_slice(slice);
+            Ok(())
+        })?;
+        check_digest(chain.shown(), &content.digest, &bytes, &entry.path)?;
         let range = usize::try_from(from).unwrap_or(0)..usize::try_from(to).unwrap_or(0);
-        spread.put(&content[range], monitor, out)?;
+        spread.put(&bytes[range], monitor, out)?;
     } else if from < to {
-        each_slice(index, (0, extent.offset + from, to - from), threads, monitor, |bytes| {
+        let mut hasher = (!content.own && to - from == entry.stored_len).then(blake3::Hasher::new);
+        each_source(chain.runs(), &content.cut(from, to - from), threads, monitor, |bytes| {
+            if let Some(hasher) = &mut hasher {
+                hasher.update(bytes);
+            }
             spread.put(bytes, monitor, out)
         })?;
+        if hasher.is_some_and(|hasher| *hasher.finalize().as_bytes() != content.digest.0) {
+            return Err(chain.blame(&entry.path, "its digest differs"));
+        }
     }
     zeros(out, end - spread.at, monitor)
 }
 
-/// The content of `extent`, which lies inside `frame`, checked.
-fn read_checked(index: &IndexReader, extent: &Extent, frame: &Frame, path: &[u8]) -> Result<Vec<u8>> {
-    let mut plain = Vec::new();
-    FrameReader::new()?.read(index, frame, &mut plain)?;
-    let start = usize::try_from(extent.offset - frame.offset).unwrap_or(usize::MAX);
-    let len = usize::try_from(extent.len).unwrap_or(usize::MAX);
-    let range = plain
-        .get(start..)
-        .and_then(|rest| rest.get(..len))
-        .ok_or_else(|| Error::integrity("a content outside its frame"))?;
-    check_digest(index, extent, range, path)?;
-    plain.truncate(start + len);
-    plain.drain(..start);
-    Ok(plain)
-}
-
-/// Holds a whole content against the digest in its extent.
-pub fn check_digest(index: &IndexReader, extent: &Extent, content: &[u8], path: &[u8]) -> Result<()> {
+/// Holds a whole content against its digest.
+pub fn check_digest(shown: &str, digest: &Digest, content: &[u8], path: &[u8]) -> Result<()> {
     let read = Digest::of(content);
-    if read == extent.digest {
+    if read == *digest {
         return Ok(());
     }
     Err(Error::integrity(format!(
-        "cannot read `{}` of snapshot {}: digest differs (stored {}…, read {}…)",
+        "cannot read `{}` of snapshot {shown}: digest differs (stored {}…, read {}…)",
         show::name(path),
-        index.shown(),
-        extent.digest.short(),
+        digest.short(),
         read.short()
     )))
 }

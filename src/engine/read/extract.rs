@@ -18,8 +18,9 @@ use rustix::{
 use serde::Serialize;
 
 use super::{
+    chain::{Chain, Located, Source},
     content,
-    index::{IndexReader, Row},
+    index::Row,
     metadata::{Inode, Policy},
     outcome::Outcome,
     select::Taken,
@@ -75,9 +76,9 @@ pub enum Action {
 }
 
 /// Restores into the directory `to`.
-pub fn extract(index: &IndexReader, to: &Path, options: &Options, monitor: &dyn Monitor) -> Result<Outcome> {
+pub fn extract(chain: &Chain, to: &Path, options: &Options, monitor: &dyn Monitor) -> Result<Outcome> {
     let policy = Policy::new(options.safe);
-    let shared = Shared::new(index, Target::open(to, true)?, policy, monitor);
+    let shared = Shared::new(chain, Target::open(to, true)?, policy, monitor);
     let mut pass = Pass::new(&shared, options);
     let threads = options.threads.max(1);
     let (batches, taken) = bounded(threads);
@@ -103,12 +104,12 @@ pub fn extract(index: &IndexReader, to: &Path, options: &Options, monitor: &dyn 
 }
 
 /// The order in which the rows that are taken come.
-fn rows<'a>(index: &'a IndexReader, taken: &'a Taken) -> impl Iterator<Item = Result<Row>> + 'a {
+fn rows<'a>(chain: &'a Chain, taken: &'a Taken) -> impl Iterator<Item = Result<Row>> + 'a {
     let all = taken.tops.iter().flat_map(move |top| -> Box<dyn Iterator<Item = Result<Row>> + 'a> {
         if top.is_empty() {
-            return Box::new(index.rows());
+            return Box::new(chain.rows());
         }
-        Box::new(index.lookup(top).transpose().into_iter().chain(index.subtree(top)))
+        Box::new(chain.lookup(top).transpose().into_iter().chain(chain.subtree(top)))
     });
     all.filter(move |row| row.as_ref().map_or(true, |row| taken.wants(&row.entry.path, row.entry.is_dir())))
 }
@@ -142,9 +143,10 @@ impl<'a> Pass<'a> {
 
     /// Makes directories and small things, and feeds files to the workers.
     fn contents(&mut self, batches: Sender<Batch>) -> Result<()> {
-        let (index, options) = (self.shared.index, self.options);
-        let mut feeder = Feeder { shared: self.shared, batches, frame: None, work: Vec::new() };
-        for row in rows(index, &options.taken) {
+        let (chain, options) = (self.shared.chain, self.options);
+        let slots = (0..chain.runs().len() * 2).map(|_| Slot::default()).collect();
+        let mut feeder = Feeder { shared: self.shared, batches, slots };
+        for row in rows(chain, &options.taken) {
             content::check_interrupted(self.shared.monitor)?;
             if self.shared.stopped() {
                 return Ok(());
@@ -163,7 +165,7 @@ impl<'a> Pass<'a> {
                 self.shared.fault(&row.entry, e);
             }
         }
-        feeder.flush();
+        feeder.finish();
         Ok(())
     }
 
@@ -188,10 +190,12 @@ impl<'a> Pass<'a> {
             _ => {}
         }
         let decision = self.decide(entry)?;
-        match (decision, self.shared.index.extent_of(row)?) {
+        match (decision, self.shared.chain.locate(row)?) {
             (Decision::Keep, _) => self.kept(entry),
             (Decision::Fix(stat), _) => self.fix(entry, &stat)?,
-            (Decision::Write(replace), Some(extent)) => feeder.file(Task { entry: entry.clone(), extent, replace })?,
+            (Decision::Write(replace), Some(content)) => {
+                feeder.file(Task { entry: entry.clone(), content, replace })?
+            }
             (Decision::Write(replace), None) => self.without_content(entry, replace)?,
         }
         Ok(())
@@ -335,8 +339,8 @@ impl<'a> Pass<'a> {
         }
         // Files whose first name is not taken: the name that stands for it.
         let mut stand_ins: HashMap<Vec<u8>, Vec<u8>> = HashMap::new();
-        let (index, options) = (self.shared.index, self.options);
-        for row in rows(index, &options.taken) {
+        let (chain, options) = (self.shared.chain, self.options);
+        for row in rows(chain, &options.taken) {
             content::check_interrupted(self.shared.monitor)?;
             let Ok(row) = row else { continue };
             if row.entry.kind != EntryKind::HardLink {
@@ -355,7 +359,7 @@ impl<'a> Pass<'a> {
     fn link(&mut self, entry: &Entry, stand_ins: &mut HashMap<Vec<u8>, Vec<u8>>) -> Result<()> {
         let shared = self.shared;
         let first = shared
-            .index
+            .chain
             .lookup(&entry.link)?
             .filter(|row| !matches!(row.entry.kind, EntryKind::Dir | EntryKind::HardLink));
         let first = first.ok_or_else(|| {
@@ -413,7 +417,7 @@ impl<'a> Pass<'a> {
 
     /// Restores a file under a further name, since its first one is not taken.
     fn stand_in(&mut self, entry: &Entry, first: Row) -> Result<()> {
-        let extent = self.shared.index.extent_of(&first)?;
+        let content = self.shared.chain.locate(&first)?;
         let mut own = first.entry;
         own.path.clone_from(&entry.path);
         let replace = match self.decide(&own)? {
@@ -424,11 +428,11 @@ impl<'a> Pass<'a> {
             Decision::Fix(stat) => return self.fix(&own, &stat),
             Decision::Write(replace) => replace,
         };
-        let Some(extent) = extent else { return self.without_content(&own, replace) };
+        let Some(Located { sources, .. }) = content else { return self.without_content(&own, replace) };
         let shared = self.shared;
         let left = Writer::new(shared).place(&own, replace, &mut |file| {
             let mut at = 0;
-            content::each_slice(shared.index, (0, extent.offset, extent.len), 1, shared.monitor, |bytes| {
+            content::each_source(shared.chain.runs(), &sources, 1, shared.monitor, |bytes| {
                 put_content(file, &own, at, bytes)?;
                 at += bytes.len() as u64;
                 Ok(())
@@ -441,10 +445,10 @@ impl<'a> Pass<'a> {
 
     /// Sets the metadata of directories, those below before those above.
     fn directories(&mut self) -> Result<()> {
-        let (index, taken) = (self.shared.index, &self.options.taken);
+        let (chain, taken) = (self.shared.chain, &self.options.taken);
         for top in taken.tops.iter().rev() {
-            let own = index.lookup(top).transpose();
-            for row in index.subtree_reversed(top).chain(own) {
+            let own = chain.lookup(top).transpose();
+            for row in chain.subtree_reversed(top).chain(own) {
                 content::check_interrupted(self.shared.monitor)?;
                 // What cannot be read was told by the first pass.
                 let Ok(Row { entry, .. }) = row else { continue };
@@ -458,7 +462,7 @@ impl<'a> Pass<'a> {
         implied.sort_by(|a, b| path::cmp_rows(b, a));
         for dir in implied {
             let above_all = !self.options.taken.wants_anywhere(&dir, true);
-            if above_all && let Some(row) = index.lookup(&dir)?.filter(|row| row.entry.is_dir()) {
+            if above_all && let Some(row) = chain.lookup(&dir)?.filter(|row| row.entry.is_dir()) {
                 self.directory_metadata(&row.entry);
             }
         }
@@ -500,6 +504,7 @@ fn is_kind(entry: &Entry, stat: &Stat) -> bool {
         EntryKind::BlockDevice => FileType::BlockDevice,
         EntryKind::Fifo => FileType::Fifo,
         EntryKind::Socket => FileType::Socket,
+        EntryKind::Removed => return false,
     };
     FileType::from_raw_mode(stat.st_mode) == wanted
 }
@@ -536,57 +541,81 @@ fn make_special(dir: &OwnedFd, name: &[u8], entry: &Entry) -> rustix::io::Result
     rustix::fs::mknodat(dir, name, kind, mode, device)
 }
 
-/// Collects files by frame and sends each frame once.
+/// Collects files by frame and sends each frame once. The files of each snapshot of the chain come in the order they lie in it,
+/// so one frame of each is collected; contents that follow no header of their own are kept apart, for they come in any order.
 struct Feeder<'a> {
     shared: &'a Shared<'a>,
     batches: Sender<Batch>,
+    slots: Vec<Slot>,
+}
+
+/// A frame, and the work in it so far.
+#[derive(Default)]
+struct Slot {
     frame: Option<Frame>,
     work: Vec<Work>,
 }
 
 impl Feeder<'_> {
     fn file(&mut self, task: Task) -> Result<()> {
-        let (mut at, end) = (task.extent.offset, task.extent.offset.saturating_add(task.extent.len));
-        let frame = self.frame_with(at)?;
-        if end <= frame.end() {
-            self.work.push(Work::Whole(Box::new(task)));
-            return Ok(());
-        }
-        let large = Arc::new(Large::new(task));
-        while at < end {
-            let frame = self.frame_with(at)?;
-            self.work.push(Work::Piece(Arc::clone(&large)));
-            at = frame.end();
-            if self.shared.stopped() {
-                break;
+        let own = task.content.own;
+        if let [source] = task.content.sources[..] {
+            let slot = self.slot(source, own)?;
+            if slot.frame.is_some_and(|frame| source.end() <= frame.end()) {
+                slot.work.push(Work::Whole(Box::new(task)));
+                return Ok(());
             }
-            content::check_interrupted(self.shared.monitor)?;
+        }
+        let sources = task.content.sources.clone();
+        let large = Arc::new(Large::new(task));
+        let mut before = 0;
+        for source in sources {
+            let mut rest = source;
+            while rest.len > 0 {
+                let slot = self.slot(rest, own)?;
+                slot.work.push(Work::Piece(Arc::clone(&large), source, before));
+                let at = slot.frame.map_or(source.end(), |frame| frame.end()).min(source.end());
+                (rest.offset, rest.len) = (at, source.end() - at);
+                if self.shared.stopped() {
+                    return Ok(());
+                }
+                content::check_interrupted(self.shared.monitor)?;
+            }
+            before += source.len;
         }
         Ok(())
     }
 
-    fn frame_with(&mut self, at: u64) -> Result<Frame> {
-        if let Some(frame) = self.frame.filter(|frame| frame.offset <= at && at < frame.end()) {
-            return Ok(frame);
+    /// The slot with the frame that holds the start of `source`.
+    fn slot(&mut self, source: Source, own: bool) -> Result<&mut Slot> {
+        let n = source.run * 2 + usize::from(own);
+        let holds = |frame: &Frame| {
+            frame.stream == source.stream && frame.offset <= source.offset && source.offset < frame.end()
+        };
+        if !self.slots[n].frame.as_ref().is_some_and(holds) {
+            self.flush(n);
+            let frame = self.shared.chain.run(source.run).frame_at(source.stream, source.offset)?;
+            self.slots[n].frame = Some(frame);
         }
-        self.flush();
-        let frame = self.shared.index.frame_at(0, at)?;
-        self.frame = Some(frame);
-        Ok(frame)
+        Ok(&mut self.slots[n])
     }
 
-    fn flush(&mut self) {
-        let work = std::mem::take(&mut self.work);
-        if let Some(frame) = self.frame.take().filter(|_| !work.is_empty()) {
+    fn flush(&mut self, n: usize) {
+        let Slot { frame, work } = std::mem::take(&mut self.slots[n]);
+        if let Some(frame) = frame.filter(|_| !work.is_empty()) {
             // The workers outlive the sender.
-            let _ = self.batches.send(Batch { frame, work });
+            let _ = self.batches.send(Batch { run: n / 2, own: n % 2 == 1, frame, work });
         }
+    }
+
+    fn finish(mut self) {
+        (0..self.slots.len()).for_each(|n| self.flush(n));
     }
 }
 
 /// Tells what a restore would do, and does nothing.
 pub fn plan(
-    index: &IndexReader,
+    chain: &Chain,
     to: &Path,
     options: &Options,
     monitor: &dyn Monitor,
@@ -596,7 +625,7 @@ pub fn plan(
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => None,
         _ => Some(Target::open(to, false)?),
     };
-    for row in rows(index, &options.taken) {
+    for row in rows(chain, &options.taken) {
         content::check_interrupted(monitor)?;
         let entry = row?.entry;
         planned(&entry, would(target.as_ref(), options, &entry)?)?;

@@ -14,13 +14,18 @@ use crate::{
     format::{
         codec::Codec,
         index::{
-            BlockInfo, Extent, FOOTER_LEN, Frame, Part, Section, decode_entries, decode_extents, decode_footer,
-            decode_frames, decode_parts, decode_tail, open_block,
+            BlockInfo, ChunkRun, Extent, FOOTER_LEN, Frame, Inode, Part, SECTION_SLOTS, Section, chunk_key,
+            decode_chunks, decode_entries, decode_extents, decode_footer, decode_frames, decode_inodes, decode_parts,
+            decode_places, decode_tail, inode_key, open_block,
         },
         layout::{part_name, run_dir},
-        record::Snapshot,
+        record::{PlaceRows, Snapshot},
     },
-    model::{entry::Entry, ids::Name, path, show},
+    model::{
+        entry::{Entry, EntryKind, Map, Place},
+        ids::Name,
+        path, show,
+    },
     volume::{Store, Volume},
 };
 
@@ -36,6 +41,8 @@ pub struct Row {
     pub entry: Entry,
     /// Its row in the extents section.
     pub extent: Option<u64>,
+    /// Which snapshot of the chain says so, 0 is level 0.
+    pub run: usize,
 }
 
 /// An opened index.
@@ -46,10 +53,11 @@ pub struct IndexReader {
     shown: String,
     codec: Codec,
     streams: Vec<Name>,
+    stream_places: Vec<Option<PlaceRows>>,
+    seq: u64,
     entries: Vec<BlockInfo>,
-    extents: Vec<BlockInfo>,
-    frames: Vec<BlockInfo>,
-    parts: Vec<BlockInfo>,
+    /// The blocks of the other sections, by their slot.
+    sections: [Vec<BlockInfo>; SECTION_SLOTS],
     cache: Mutex<Cache>,
 }
 
@@ -59,6 +67,9 @@ enum Block {
     Extents(Vec<Extent>),
     Frames(Vec<Frame>),
     Parts(Vec<Part>),
+    Places(Vec<Place>),
+    Inodes(Vec<Inode>),
+    Chunks(Vec<ChunkRun>),
 }
 
 #[derive(Default)]
@@ -136,18 +147,16 @@ impl IndexReader {
             shown: shown.to_owned(),
             codec: snapshot.codec,
             streams: snapshot.streams.iter().map(|stream| stream.name.clone()).collect(),
+            stream_places: snapshot.streams.iter().map(|stream| stream.places).collect(),
+            seq: snapshot.seq,
             entries: Vec::new(),
-            extents: Vec::new(),
-            frames: Vec::new(),
-            parts: Vec::new(),
+            sections: Default::default(),
             cache: Mutex::default(),
         };
         for block in directory.blocks {
             match block.section {
                 Section::Entries => &mut reader.entries,
-                Section::Extents => &mut reader.extents,
-                Section::Frames => &mut reader.frames,
-                Section::Parts => &mut reader.parts,
+                other => &mut reader.sections[other.slot()],
             }
             .push(block);
         }
@@ -156,15 +165,25 @@ impl IndexReader {
     }
 
     fn check_directory(&self) -> Result<()> {
-        let frames_sorted = self.frames.iter().all(|block| block.first_key.len() == 12)
-            && self.frames.windows(2).all(|pair| pair[0].first_key < pair[1].first_key);
+        let frames = self.blocks_of(Section::Frames);
+        let frames_sorted = frames.iter().all(|block| block.first_key.len() == 12)
+            && frames.windows(2).all(|pair| pair[0].first_key < pair[1].first_key);
         if !frames_sorted {
             return Err(damaged("the index's frames are not in order"));
         }
-        if rows_of(&self.extents) < self.streams.len() as u64 {
+        if rows_of(self.blocks_of(Section::Extents)) < self.streams.len() as u64 {
             return Err(damaged("the index has no extent for a stream"));
         }
         Ok(())
+    }
+
+    fn blocks_of(&self, section: Section) -> &[BlockInfo] {
+        &self.sections[section.slot()]
+    }
+
+    /// The number of the snapshot's record.
+    pub fn seq(&self) -> u64 {
+        self.seq
     }
 
     /// `job/seq`
@@ -199,22 +218,22 @@ impl IndexReader {
 
     /// How many extents belong to the tree; those of the streams follow.
     pub fn tree_extent_count(&self) -> u64 {
-        rows_of(&self.extents) - self.streams.len() as u64
+        rows_of(self.blocks_of(Section::Extents)) - self.streams.len() as u64
     }
 
     /// How many frames there are.
     pub fn frame_count(&self) -> u64 {
-        rows_of(&self.frames)
+        rows_of(self.blocks_of(Section::Frames))
     }
 
     /// How many parts there are.
     pub fn part_count(&self) -> u64 {
-        rows_of(&self.parts)
+        rows_of(self.blocks_of(Section::Parts))
     }
 
     /// All blocks in the order they lie in the object.
     pub fn blocks(&self) -> Vec<&BlockInfo> {
-        let mut all: Vec<_> = [&self.entries, &self.extents, &self.frames, &self.parts].into_iter().flatten().collect();
+        let mut all: Vec<_> = self.entries.iter().chain(self.sections.iter().flatten()).collect();
         all.sort_by_key(|block| block.offset);
         all
     }
@@ -230,9 +249,9 @@ impl IndexReader {
         let Block::Entries(entries) = self.decode(info)? else { return Err(damaged("not a block of entries")) };
         let mut extent = info.first_extent;
         let rows = entries.into_iter().map(|entry| {
-            let own = (entry.stored_len > 0).then_some(extent);
+            let own = entry.owns_extent().then_some(extent);
             extent += u64::from(own.is_some());
-            Row { entry, extent: own }
+            Row { entry, extent: own, run: 0 }
         });
         Ok(rows.collect())
     }
@@ -273,9 +292,92 @@ impl IndexReader {
         let Block::Entries(entries) = &*block else { return Ok(None) };
         let Ok(found) = entries.binary_search_by(|entry| path::cmp_rows(&entry.path, path)) else { return Ok(None) };
         let entry = entries[found].clone();
-        let before = entries[..found].iter().filter(|entry| entry.stored_len > 0).count() as u64;
-        let extent = (entry.stored_len > 0).then_some(info.first_extent + before);
-        Ok(Some(Row { entry, extent }))
+        let before = entries[..found].iter().filter(|entry| entry.owns_extent()).count() as u64;
+        let extent = entry.owns_extent().then_some(info.first_extent + before);
+        Ok(Some(Row { entry, extent, run: 0 }))
+    }
+
+    /// The path of row `n` of the entries.
+    fn path_of(&self, n: u64) -> Result<Option<Vec<u8>>> {
+        let Some((info, at)) = block_with(&self.entries, n) else { return Ok(None) };
+        match &*self.block(info)? {
+            Block::Entries(entries) => Ok(entries.get(at).map(|entry| entry.path.clone())),
+            _ => Ok(None),
+        }
+    }
+
+    /// The path this index knows a file with content by, from its inode number.
+    pub fn path_by_inode(&self, fsid: u64, ino: u64) -> Result<Option<Vec<u8>>> {
+        let key = inode_key(fsid, ino);
+        let blocks = self.blocks_of(Section::Inodes);
+        let at = blocks.partition_point(|info| info.first_key.as_slice() <= &key[..]);
+        let Some(info) = at.checked_sub(1).map(|at| &blocks[at]) else { return Ok(None) };
+        let block = self.block(info)?;
+        let Block::Inodes(rows) = &*block else { return Ok(None) };
+        match rows.binary_search_by_key(&(fsid, ino), |row| (row.fsid, row.ino)) {
+            Ok(found) => self.path_of(rows[found].row),
+            Err(_) => Ok(None),
+        }
+    }
+
+    /// The chunks of a content, in order: of the file at `path` when `stream` is 0, else of that stream. None when none were noted.
+    pub fn chunks<'a>(&'a self, stream: u32, path: &'a [u8]) -> impl Iterator<Item = Result<ChunkRun>> + 'a {
+        let key = chunk_key(stream, path);
+        let blocks = self.blocks_of(Section::Chunks);
+        // Keys are stream and path: compared as the rows are, not by their bytes.
+        let before = |info: &BlockInfo| match info.first_key.split_at_checked(4) {
+            Some((own, rest)) => own.cmp(&key[..4]).then_with(|| path::cmp_rows(rest, path)) == Ordering::Less,
+            None => true,
+        };
+        let first = blocks.partition_point(before).saturating_sub(1);
+        let runs = blocks[first..].iter().map_while(move |info| {
+            let starts_after = info.first_key.split_at_checked(4).is_some_and(|(own, rest)| {
+                own.cmp(&stream.to_be_bytes()[..]).then_with(|| path::cmp_rows(rest, path)) == Ordering::Greater
+            });
+            (!starts_after).then(|| self.block(info))
+        });
+        runs.flat_map(move |block| match block.as_deref() {
+            Ok(Block::Chunks(runs)) => {
+                let own = runs.iter().filter(|run| run.stream == stream && run.path == path);
+                own.cloned().map(Ok).collect::<Vec<_>>()
+            }
+            Ok(_) => Vec::new(),
+            Err(_) => block.err().map(Err).into_iter().collect(),
+        })
+    }
+
+    /// The places a map names, in the order of the content.
+    pub fn places(&self, map: &Map, len: u64) -> Result<Vec<Place>> {
+        self.place_rows(map.first, map.count, len)
+    }
+
+    fn place_rows(&self, first: u64, count: u64, len: u64) -> Result<Vec<Place>> {
+        let wrong = || damaged(&format!("the index of snapshot {} has not the places a map names", self.shown));
+        let (mut next, end) = (first, first.saturating_add(count));
+        let mut places = Vec::new();
+        while next < end {
+            let (info, at) = block_with(self.blocks_of(Section::Places), next).ok_or_else(wrong)?;
+            let block = self.block(info)?;
+            let Block::Places(rows) = &*block else { return Err(wrong()) };
+            let want = usize::try_from(end - next).unwrap_or(usize::MAX).min(rows.len().saturating_sub(at));
+            if want == 0 {
+                return Err(wrong());
+            }
+            places.extend_from_slice(&rows[at..at + want]);
+            next += want as u64;
+        }
+        let sum = places.iter().try_fold(0u64, |sum, place| sum.checked_add(place.len));
+        if sum == Some(len) { Ok(places) } else { Err(wrong()) }
+    }
+
+    /// What kind of entry is at `path`.
+    pub fn kind_of(&self, path: &[u8]) -> Result<Option<EntryKind>> {
+        let at = self.entries.partition_point(|info| path::cmp_rows(&info.first_key, path) != Ordering::Greater);
+        let Some(info) = at.checked_sub(1).map(|at| &self.entries[at]) else { return Ok(None) };
+        let block = self.block(info)?;
+        let Block::Entries(entries) = &*block else { return Ok(None) };
+        let found = entries.binary_search_by(|entry| path::cmp_rows(&entry.path, path));
+        Ok(found.ok().map(|found| entries[found].kind))
     }
 
     /// What lies directly in the directory `dir`, by name.
@@ -311,7 +413,7 @@ impl IndexReader {
     /// Extent row `n`.
     pub fn extent(&self, n: u64) -> Result<Extent> {
         let none = || damaged(&format!("the index of snapshot {} has no extent {n}", self.shown));
-        let (info, at) = block_with(&self.extents, n).ok_or_else(none)?;
+        let (info, at) = block_with(self.blocks_of(Section::Extents), n).ok_or_else(none)?;
         match &*self.block(info)? {
             Block::Extents(rows) => rows.get(at).copied().ok_or_else(none),
             _ => Err(none()),
@@ -337,6 +439,14 @@ impl IndexReader {
             return Err(damaged(&format!("the extent of stream {stream} in snapshot {} is not its own", self.shown)));
         }
         Ok(extent)
+    }
+
+    /// Where the content of a stream of an increment lies; none when the stored stream is the content.
+    pub fn stream_places(&self, stream: u32) -> Result<Option<Vec<Place>>> {
+        let at = usize::try_from(stream).unwrap_or(usize::MAX).wrapping_sub(1);
+        let Some(rows) = self.stream_places.get(at).copied().flatten() else { return Ok(None) };
+        let len = self.stream_extent(stream)?.len;
+        self.place_rows(rows.first, rows.count, len).map(Some)
     }
 
     /// How many extents of the tree end at or before `offset`.
@@ -379,7 +489,10 @@ impl IndexReader {
         let mut key = [0; 12];
         key[..4].copy_from_slice(&stream.to_be_bytes());
         key[4..].copy_from_slice(&offset.to_be_bytes());
-        let block = self.frames.partition_point(|info| info.first_key.as_slice() <= &key[..]).saturating_sub(1);
+        let block = self
+            .blocks_of(Section::Frames)
+            .partition_point(|info| info.first_key.as_slice() <= &key[..])
+            .saturating_sub(1);
         let mut frames = Frames { index: self, stream: Some(stream), block, at: 0, rows: None, failed: false };
         if let Some(block) = frames.load()?
             && let Block::Frames(rows) = &*block
@@ -397,7 +510,7 @@ impl IndexReader {
     /// Part row `n`.
     pub fn part(&self, n: u64) -> Result<Part> {
         let none = || damaged(&format!("the index of snapshot {} has no part {n}", self.shown));
-        let (info, at) = block_with(&self.parts, n).ok_or_else(none)?;
+        let (info, at) = block_with(self.blocks_of(Section::Parts), n).ok_or_else(none)?;
         match &*self.block(info)? {
             Block::Parts(rows) => rows.get(at).copied().ok_or_else(none),
             _ => Err(none()),
@@ -447,6 +560,9 @@ impl IndexReader {
                 Block::Frames(frames)
             }
             Section::Parts => Block::Parts(decode_parts(&plain, rows)?),
+            Section::Places => Block::Places(decode_places(&plain, rows)?),
+            Section::Inodes => Block::Inodes(decode_inodes(&plain, rows)?),
+            Section::Chunks => Block::Chunks(decode_chunks(&plain, rows)?),
         })
     }
 
@@ -457,7 +573,7 @@ impl IndexReader {
             Some(next) => (Some(&next.first_key), next.first_extent),
             None => (None, self.tree_extent_count()),
         };
-        let with_content = entries.iter().filter(|entry| entry.stored_len > 0).count() as u64;
+        let with_content = entries.iter().filter(|entry| entry.owns_extent()).count() as u64;
         let starts = entries.first().is_some_and(|entry| entry.path == info.first_key);
         let ends = match (entries.last(), key) {
             (Some(last), Some(key)) => path::cmp_rows(&last.path, key).is_lt(),
@@ -543,7 +659,7 @@ pub struct Frames<'a> {
 impl Frames<'_> {
     fn load(&mut self) -> Result<Option<Arc<Block>>> {
         if self.rows.is_none() {
-            let Some(info) = self.index.frames.get(self.block) else { return Ok(None) };
+            let Some(info) = self.index.blocks_of(Section::Frames).get(self.block) else { return Ok(None) };
             self.rows = Some(self.index.block(info)?);
         }
         Ok(self.rows.clone())

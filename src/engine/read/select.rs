@@ -1,6 +1,6 @@
 //! Which entries of a snapshot a restore takes: paths with all below them, then globs.
 
-use super::index::IndexReader;
+use super::chain::Chain;
 use crate::{
     error::{Error, Result},
     model::{path, show},
@@ -20,10 +20,10 @@ pub struct Taken {
 
 impl Taken {
     /// Checks paths as they were typed (a `/` before or after them means nothing) against the snapshot.
-    pub fn new(index: &IndexReader, typed: &[Vec<u8>], include: &[String], exclude: &[String]) -> Result<Self> {
+    pub fn new(chain: &Chain, typed: &[Vec<u8>], include: &[String], exclude: &[String]) -> Result<Self> {
         let mut tops = Vec::new();
         for text in typed {
-            tops.push(find(index, text)?);
+            tops.push(find(chain, text)?);
         }
         if tops.is_empty() {
             tops.push(Vec::new());
@@ -51,16 +51,16 @@ impl Taken {
 }
 
 /// A path as typed, without slashes around it and `.` components; it must be in the snapshot.
-pub fn find(index: &IndexReader, typed: &[u8]) -> Result<Vec<u8>> {
+pub fn find(chain: &Chain, typed: &[u8]) -> Result<Vec<u8>> {
     let names: Vec<&[u8]> = typed.split(|&b| b == b'/').filter(|name| !matches!(*name, b"" | b".")).collect();
     let path = names.join(&b'/');
     if !path::is_valid(&path) {
         return Err(Error::usage(format!("not a path in a snapshot: `{}`", show::name(typed))));
     }
     // A tree need not have an entry for its root.
-    if !path.is_empty() && index.lookup(&path)?.is_none() && index.list(&path).next().is_none() {
-        let what = format!("there is no `{}` in snapshot {}", show::name(&path), index.shown());
-        return Err(Error::usage(what).with_hint(format!("`bk ls {}` shows what is in it", index.shown())));
+    if !path.is_empty() && chain.lookup(&path)?.is_none() && chain.list(&path).next().is_none() {
+        let what = format!("there is no `{}` in snapshot {}", show::name(&path), chain.shown());
+        return Err(Error::usage(what).with_hint(format!("`bk ls {}` shows what is in it", chain.shown())));
     }
     Ok(path)
 }

@@ -9,6 +9,7 @@ use std::{
 };
 
 use super::{
+    chain::Chain,
     check::{Depth, Fault, check},
     extract::{Options, Overwrite, extract},
     index::IndexReader,
@@ -259,10 +260,10 @@ impl Made {
     }
 
     fn restore_with(&self, to: &Path, overwrite: Overwrite, paths: &[&str]) -> Outcome {
-        let index = self.index();
+        let chain = Chain::of(&self.volume, &self.snapshot).unwrap();
         let paths: Vec<Vec<u8>> = paths.iter().map(|path| path.as_bytes().to_vec()).collect();
-        let taken = Taken::new(&index, &paths, &[], &[]).unwrap();
-        extract(&index, to, &Options { taken, overwrite, safe: false, threads: 2 }, &Silent).unwrap()
+        let taken = Taken::new(&chain, &paths, &[], &[]).unwrap();
+        extract(&chain, to, &Options { taken, overwrite, safe: false, threads: 2 }, &Silent).unwrap()
     }
 
     fn restore(&self, to: &Path) -> Outcome {

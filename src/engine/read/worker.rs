@@ -20,9 +20,9 @@ use crossbeam_channel::Receiver;
 use rustix::{fs::Mode, io::Errno};
 
 use super::{
+    chain::{Chain, Located, Source},
     content::check_digest,
     frame::FrameReader,
-    index::IndexReader,
     metadata::{Failure, Fresh, Left, Policy, has_default_acl},
     outcome::Outcome,
     target::{NewFile, Replace, Target},
@@ -30,11 +30,10 @@ use super::{
 use crate::{
     error::{Error, Kind, Result},
     format::{
-        index::{Extent, Frame},
+        index::Frame,
         tar::{padded, read::TarReader},
     },
     model::{
-        digest::Digest,
         entry::{Entry, EntryKind, Run},
         path,
     },
@@ -44,7 +43,7 @@ use crate::{
 /// What all threads of a restore share.
 pub struct Shared<'a> {
     /// The snapshot.
-    pub index: &'a IndexReader,
+    pub chain: &'a Chain,
     /// Where it goes.
     pub target: Target,
     /// How metadata is set.
@@ -83,9 +82,9 @@ impl From<Failure> for Error {
 
 impl<'a> Shared<'a> {
     /// Nothing done yet.
-    pub fn new(index: &'a IndexReader, target: Target, policy: Policy, monitor: &'a dyn Monitor) -> Self {
+    pub fn new(chain: &'a Chain, target: Target, policy: Policy, monitor: &'a dyn Monitor) -> Self {
         Self {
-            index,
+            chain,
             target,
             policy,
             monitor,
@@ -147,7 +146,7 @@ pub struct Task {
     /// The entry.
     pub entry: Entry,
     /// Its content.
-    pub extent: Extent,
+    pub content: Located,
     /// What becomes of what has its name.
     pub replace: Replace,
 }
@@ -156,21 +155,25 @@ pub struct Task {
 pub enum Work {
     /// A file inside the frame.
     Whole(Box<Task>),
-    /// What the frame has of a longer file.
-    Piece(Arc<Large>),
+    /// What the frame has of a longer file: where that is, and how much of the content lies before it.
+    Piece(Arc<Large>, Source, u64),
 }
 
 impl Work {
     fn task(&self) -> &Task {
         match self {
             Work::Whole(task) => task,
-            Work::Piece(large) => &large.task,
+            Work::Piece(large, ..) => &large.task,
         }
     }
 }
 
 /// A frame, and the files in it that are wanted, in order.
 pub struct Batch {
+    /// Which snapshot of the chain stores it.
+    pub run: usize,
+    /// Whether the files follow their own headers in it.
+    pub own: bool,
     /// The frame.
     pub frame: Frame,
     /// The files.
@@ -193,7 +196,12 @@ struct Opened {
 impl Large {
     /// A file none of which is written.
     pub fn new(task: Task) -> Self {
-        Self { left: AtomicU64::new(task.extent.len), task, failed: AtomicBool::new(false), file: Mutex::default() }
+        Self {
+            left: AtomicU64::new(task.entry.stored_len),
+            task,
+            failed: AtomicBool::new(false),
+            file: Mutex::default(),
+        }
     }
 }
 
@@ -223,7 +231,7 @@ pub fn run(shared: &Shared<'_>, batches: &Receiver<Batch>) {
         if shared.stopped() {
             continue;
         }
-        let read = frames.read(shared.index, &batch.frame, &mut plain);
+        let read = frames.read(shared.chain.run(batch.run), &batch.frame, &mut plain);
         writer.batch(&batch, read.map(|()| plain.as_slice()));
     }
 }
@@ -261,9 +269,11 @@ impl<'a> Writer<'a> {
                         Ok(left) => self.shared.written(&task.entry, left),
                         Err(e) => self.shared.fault(&task.entry, e),
                     }
-                    (done, bytes) = (done + 1, bytes + task.extent.len);
+                    (done, bytes) = (done + 1, bytes + task.entry.stored_len);
                 }
-                Work::Piece(large) => bytes += self.piece(large, &batch.frame, plain),
+                Work::Piece(large, source, before) => {
+                    bytes += self.piece(large, *source, *before, &batch.frame, plain);
+                }
             }
         }
         if let Some(last) = batch.work.last() {
@@ -274,7 +284,7 @@ impl<'a> Writer<'a> {
     fn fail(&self, work: &Work, error: Error) {
         match work {
             Work::Whole(task) => self.shared.fault(&task.entry, error),
-            Work::Piece(large) => self.fail_large(large, error),
+            Work::Piece(large, ..) => self.fail_large(large, error),
         }
     }
 
@@ -286,15 +296,14 @@ impl<'a> Writer<'a> {
     }
 
     fn whole(&mut self, task: &Task, frame: &Frame, plain: &[u8]) -> Result<Left> {
-        let start = usize::try_from(task.extent.offset - frame.offset).unwrap_or(usize::MAX);
-        let len = usize::try_from(task.extent.len).unwrap_or(usize::MAX);
+        let offset = task.content.sources.first().map_or(0, |source| source.offset);
+        let start = usize::try_from(offset - frame.offset).unwrap_or(usize::MAX);
+        let len = usize::try_from(task.entry.stored_len).unwrap_or(usize::MAX);
         let content = plain
             .get(start..)
             .and_then(|rest| rest.get(..len))
             .ok_or_else(|| Error::integrity("its content is outside its frame"))?;
-        if Digest::of(content) != task.extent.digest {
-            check_digest(self.shared.index, &task.extent, content, &task.entry.path)?;
-        }
+        check_digest(self.shared.chain.shown(), &task.content.digest, content, &task.entry.path)?;
         self.place(&task.entry, task.replace, &mut |file| put_content(file, &task.entry, 0, content))
     }
 
@@ -357,14 +366,14 @@ impl<'a> Writer<'a> {
         }
     }
 
-    /// Writes what `frame` has of a large file; returns how much that is.
-    fn piece(&mut self, large: &Large, frame: &Frame, plain: &[u8]) -> u64 {
-        let extent = &large.task.extent;
-        let from = extent.offset.max(frame.offset);
-        let to = extent.offset.saturating_add(extent.len).min(frame.end());
+    /// Writes what `frame` has of a large file: of `source`, which follows `before` bytes of its content. Returns how much that is.
+    fn piece(&mut self, large: &Large, source: Source, before: u64, frame: &Frame, plain: &[u8]) -> u64 {
+        let from = source.offset.max(frame.offset);
+        let to = source.end().min(frame.end());
         let len = to.saturating_sub(from);
+        let at = before + (from - source.offset);
         if !large.failed.load(Ordering::Acquire)
-            && let Err(e) = self.put_piece(large, frame, plain, from, to)
+            && let Err(e) = self.put_piece(large, frame, plain, (from, to), at)
         {
             self.fail_large(large, e);
         }
@@ -385,7 +394,7 @@ impl<'a> Writer<'a> {
         len
     }
 
-    fn put_piece(&mut self, large: &Large, frame: &Frame, plain: &[u8], from: u64, to: u64) -> Result<()> {
+    fn put_piece(&mut self, large: &Large, frame: &Frame, plain: &[u8], (from, to): (u64, u64), at: u64) -> Result<()> {
         let range = usize::try_from(from - frame.offset).unwrap_or(0)..usize::try_from(to - frame.offset).unwrap_or(0);
         let bytes = plain.get(range).ok_or_else(|| Error::integrity("its content is outside its frame"))?;
         let opened = {
@@ -395,7 +404,7 @@ impl<'a> Writer<'a> {
                 None => Arc::clone(file.insert(Arc::new(self.create(&large.task.entry)?))),
             }
         };
-        put_content(&opened.new.file, &large.task.entry, from - large.task.extent.offset, bytes)
+        put_content(&opened.new.file, &large.task.entry, at, bytes)
     }
 }
 
@@ -430,11 +439,11 @@ struct Members<'a> {
 impl<'a> Members<'a> {
     fn new(batch: &Batch, plain: &'a [u8]) -> Self {
         let frame = batch.frame;
-        let next = match batch.work.first() {
+        let next = match batch.work.first().and_then(|work| work.task().content.sources.first()) {
+            _ if !batch.own => None,
             _ if frame.starts_member => Some(0),
-            Some(work) if work.task().extent.offset < frame.offset => {
-                let extent = &work.task().extent;
-                extent.offset.checked_add(padded(extent.len)).and_then(|end| usize::try_from(end - frame.offset).ok())
+            Some(first) if first.offset < frame.offset => {
+                first.offset.checked_add(padded(first.len)).and_then(|end| usize::try_from(end - frame.offset).ok())
             }
             _ => None,
         };
@@ -443,7 +452,8 @@ impl<'a> Members<'a> {
 
     /// Holds the header of `task` against its entry, when that header is in this frame.
     fn agree(&mut self, task: &Task) -> Result<()> {
-        let Some(at) = task.extent.offset.checked_sub(self.frame.offset) else { return Ok(()) };
+        let offset = task.content.sources.first().map_or(0, |source| source.offset);
+        let Some(at) = offset.checked_sub(self.frame.offset) else { return Ok(()) };
         while let Some(next) = self.next.filter(|&next| next as u64 <= at && next < self.plain.len()) {
             let start = self.frame.offset + next as u64;
             let member = TarReader::new(&self.plain[next..], start)
@@ -452,7 +462,7 @@ impl<'a> Members<'a> {
                 .ok_or_else(|| Error::integrity("the archive ends before its member"))?;
             let end = (member.data_offset - self.frame.offset).saturating_add(padded(member.entry.stored_len));
             self.next = Some(usize::try_from(end).unwrap_or(usize::MAX));
-            if member.data_offset == task.extent.offset && member.entry.stored_len > 0 {
+            if member.data_offset == offset && member.entry.stored_len > 0 {
                 let (said, entry) = (&member.entry, &task.entry);
                 let agree = said.kind == EntryKind::File
                     && said.path == entry.path
@@ -460,7 +470,7 @@ impl<'a> Members<'a> {
                     && said.stored_len == entry.stored_len;
                 return if agree { Ok(()) } else { Err(Error::integrity("index and tar header do not agree")) };
             }
-            if member.data_offset > task.extent.offset {
+            if member.data_offset > offset {
                 break;
             }
         }

@@ -26,7 +26,23 @@ pub enum Section {
     Frames = 0x83,
     /// Parts, in the order they were stored.
     Parts = 0x84,
+    /// Places: where contents lie that are no run of their own.
+    Places = 0x85,
+    /// Inode numbers of files with content, sorted: how renamed files are found. A reader that only reads can do without.
+    Inodes = 0x06,
+    /// Chunks of long contents: what an increment compares with. A reader that only reads can do without.
+    Chunks = 0x07,
 }
+
+impl Section {
+    /// Its place in a table with one slot for each section.
+    pub fn slot(self) -> usize {
+        usize::from(self as u8 & 7)
+    }
+}
+
+/// The length of a table with a slot for each section.
+pub const SECTION_SLOTS: usize = 8;
 
 /// The bit that makes a section critical.
 const CRITICAL: u8 = 0x80;
@@ -48,7 +64,8 @@ pub struct BlockInfo {
     pub rows: u32,
     /// Which row of its section its first one is.
     pub first_row: u64,
-    /// Entries: the first path. Frames: the stream and plain offset of the first. Empty otherwise.
+    /// Entries: the first path. Frames: stream and plain offset of the first. Inodes: file system and number of the first.
+    /// Chunks: stream and path of the first's content. Empty otherwise.
     pub first_key: Vec<u8>,
     /// Entries: how many extents lie before this block. 0 otherwise.
     pub first_extent: u64,
@@ -148,13 +165,16 @@ fn decode_directory(plain: &[u8], blocks_len: u64) -> Result<Directory> {
     let count = reader.len_max(plain.len() / 37)?;
     let mut blocks: Vec<BlockInfo> = Vec::with_capacity(count);
     let mut offset = 0u64;
-    let mut next_row = [0u64; 4];
+    let mut next_row = [0u64; SECTION_SLOTS];
     for _ in 0..count {
         let section = match reader.u8()? {
             0x81 => Section::Entries,
             0x82 => Section::Extents,
             0x83 => Section::Frames,
             0x84 => Section::Parts,
+            0x85 => Section::Places,
+            0x06 => Section::Inodes,
+            0x07 => Section::Chunks,
             other if other & CRITICAL != 0 => {
                 return Err(Error::integrity(format!("index section {other:#04x} needs a newer bk")));
             }
@@ -162,13 +182,13 @@ fn decode_directory(plain: &[u8], blocks_len: u64) -> Result<Directory> {
         };
         let (stored_len, plain_len, rows) = (reader.u32()?, reader.u32()?, reader.u32()?);
         let first_extent = reader.u64()?;
-        let key_len = reader.len_max(path::PATH_LEN_MAX)?;
+        let key_len = reader.len_max(path::PATH_LEN_MAX + 4)?;
         let first_key = reader.bytes(key_len)?.to_vec();
         let digest = Digest(reader.bytes(32)?.try_into().unwrap_or_default());
         if rows == 0 || plain_len as usize > block::BLOCK_PLAIN_LEN_MAX {
             return Err(Error::integrity("an index block out of range"));
         }
-        let next = &mut next_row[usize::from(section as u8 & 3)];
+        let next = &mut next_row[section.slot()];
         let first_row = *next;
         *next += u64::from(rows);
         blocks.push(BlockInfo {

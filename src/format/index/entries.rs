@@ -10,7 +10,8 @@ use crate::{
         varint::{Reader, put, put_signed},
     },
     model::{
-        entry::{Entry, EntryKind, Run, Status},
+        digest::Digest,
+        entry::{Entry, EntryKind, Map, Run, Status},
         path,
         time::Time,
     },
@@ -30,6 +31,7 @@ const HAS_XATTRS: u8 = 1;
 const HAS_SPARSE: u8 = 2;
 const HAS_STATUS: u8 = 4;
 const HAS_STORED_LEN: u8 = 8;
+const HAS_MAP: u8 = 16;
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 struct Class {
@@ -49,6 +51,7 @@ impl Class {
             (HAS_SPARSE, entry.sparse.is_some()),
             (HAS_STATUS, entry.status != Status::default() || !entry.damaged.is_empty()),
             (HAS_STORED_LEN, entry.stored_len != entry.size),
+            (HAS_MAP, entry.map.is_some()),
         ] {
             extra |= if set { bit } else { 0 };
         }
@@ -135,7 +138,7 @@ pub fn encode(rows: &[Entry]) -> Vec<u8> {
                 put(&mut columns.links, row.link.len() as u64);
                 columns.links.extend_from_slice(&row.link);
             }
-            EntryKind::Dir | EntryKind::Fifo | EntryKind::Socket => {}
+            EntryKind::Dir | EntryKind::Fifo | EntryKind::Socket | EntryKind::Removed => {}
         }
         put_extras(&mut columns.extras, class.extra, row);
     }
@@ -234,6 +237,11 @@ fn put_extras(out: &mut Vec<u8>, extra: u8, row: &Entry) {
     if extra & HAS_STORED_LEN != 0 {
         put(out, row.stored_len);
     }
+    if let Some(map) = &row.map {
+        put(out, map.first);
+        put(out, map.count);
+        out.extend_from_slice(&map.digest.0);
+    }
 }
 
 fn read_extras(reader: &mut Reader<'_>, extra: u8, row: &mut Entry) -> Result<()> {
@@ -263,6 +271,14 @@ fn read_extras(reader: &mut Reader<'_>, extra: u8, row: &mut Entry) -> Result<()
     };
     if row.stored_len != expected && row.stored_len != 0 {
         return Err(Error::integrity("stored length and size do not agree"));
+    }
+    if extra & HAS_MAP != 0 {
+        let (first, count) = (reader.u64()?, reader.u64()?);
+        let digest = Digest(reader.bytes(32)?.try_into().unwrap_or_default());
+        if row.stored_len == 0 || count == 0 || count > row.stored_len || first.checked_add(count).is_none() {
+            return Err(Error::integrity("a map out of range"));
+        }
+        row.map = Some(Box::new(Map { digest, first, count, places: Vec::new() }));
     }
     Ok(())
 }
@@ -335,7 +351,7 @@ pub fn decode(plain: &[u8], rows: usize) -> Result<Vec<Entry>> {
                     return Err(Error::integrity("not the target of a link"));
                 }
             }
-            EntryKind::Dir | EntryKind::Fifo | EntryKind::Socket => {}
+            EntryKind::Dir | EntryKind::Fifo | EntryKind::Socket | EntryKind::Removed => {}
         }
         read_extras(&mut extras, class.extra, &mut row)?;
         out.push(row);
@@ -356,8 +372,8 @@ fn read_classes(reader: &mut Reader<'_>) -> Result<Vec<Class>> {
         let kind = EntryKind::from_u8(reader.u8()?).ok_or_else(|| Error::integrity("unknown kind of entry"))?;
         let extra = reader.u8()?;
         let (mode, uid, gid, fsid) = (reader.u32()?, reader.u32()?, reader.u32()?, reader.u64()?);
-        let for_files = HAS_SPARSE | HAS_STORED_LEN;
-        if mode > 0o7777 || extra > 15 || kind != EntryKind::File && extra & for_files != 0 {
+        let for_files = HAS_SPARSE | HAS_STORED_LEN | HAS_MAP;
+        if mode > 0o7777 || extra > 31 || kind != EntryKind::File && extra & for_files != 0 {
             return Err(Error::integrity("a class out of range"));
         }
         table.push(Class { kind, extra, mode, uid, gid, fsid });
@@ -376,7 +392,7 @@ pub(crate) mod tests {
         let meta = (0u32..0o10000, any::<u32>(), any::<u32>(), any::<u64>(), any::<u64>(), any::<u32>());
         let times = (any::<i64>(), 0u32..1_000_000_000, any::<i64>(), 0u32..1_000_000_000);
         let runs = proptest::collection::vec((1u64..5000, 1u64..5000), 0..4);
-        (0u8..8, meta, times, runs, 0u8..32, proptest::collection::vec(any::<u8>(), 0..80), any::<bool>()).prop_map(
+        (0u8..9, meta, times, runs, 0u8..32, proptest::collection::vec(any::<u8>(), 0..80), any::<bool>()).prop_map(
             |(kind, meta, times, lens, status, bytes, flag)| {
                 let mut entry = Entry::new(Vec::new(), EntryKind::from_u8(kind).unwrap());
                 (entry.mode, entry.uid, entry.gid, entry.fsid, entry.ino, entry.nlink) = meta;
@@ -398,7 +414,13 @@ pub(crate) mod tests {
                         entry.damaged = runs.clone();
                         entry.sparse = Some(runs);
                     }
-                    EntryKind::File => (entry.size, entry.stored_len) = (at, at),
+                    EntryKind::File => {
+                        (entry.size, entry.stored_len) = (at, at);
+                        if at > 9 {
+                            let map = Map { digest: Digest::of(b"x"), first: at, count: 9, places: Vec::new() };
+                            entry.map = Some(Box::new(map));
+                        }
+                    }
                     EntryKind::Symlink | EntryKind::HardLink => entry.link = b"some/where".to_vec(),
                     EntryKind::CharDevice | EntryKind::BlockDevice => entry.rdev = (entry.uid, 7),
                     _ => {}

@@ -1,13 +1,13 @@
-//! Extents, frames and parts: small rows with one digest each.
+//! Extents, frames and parts: small rows with one digest each. Places: the same without.
 
 use crate::{
     error::{Error, Result},
     format::{
         codec::FRAME_LEN_MAX,
         layout::PART_COUNT_MAX,
-        varint::{Reader, put},
+        varint::{Reader, put, put_signed},
     },
-    model::digest::Digest,
+    model::{digest::Digest, entry::Place},
 };
 
 /// Where the content of one file lies in its stream.
@@ -235,6 +235,47 @@ pub fn decode_parts(plain: &[u8], rows: usize) -> Result<Vec<Part>> {
     Ok(out)
 }
 
+/// Rows of places. An offset is kept as the distance from the end of the place before when that is of the same stream.
+pub fn encode_places(rows: &[Place]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(rows.len() * 8);
+    let mut last = Place { seq: 0, stream: 0, offset: 0, len: 0 };
+    for row in rows {
+        put(&mut out, row.seq);
+        put(&mut out, u64::from(row.stream));
+        let same = (row.seq, row.stream) == (last.seq, last.stream);
+        let end = if same { last.offset + last.len } else { 0 };
+        put_signed(&mut out, row.offset.wrapping_sub(end).cast_signed());
+        put(&mut out, row.len);
+        last = *row;
+    }
+    out
+}
+
+/// Reads what [`encode_places`] wrote.
+pub fn decode_places(plain: &[u8], rows: usize) -> Result<Vec<Place>> {
+    let mut reader = Reader::new(plain);
+    if rows > plain.len() / 4 {
+        return Err(Error::integrity("fewer rows than the directory says"));
+    }
+    let mut out: Vec<Place> = Vec::with_capacity(rows);
+    let mut last = Place { seq: 0, stream: 0, offset: 0, len: 0 };
+    for _ in 0..rows {
+        let (seq, stream) = (reader.u64()?, reader.u32()?);
+        let same = (seq, stream) == (last.seq, last.stream);
+        let end = if same { last.offset + last.len } else { 0 };
+        let offset = end.wrapping_add(reader.i64()?.cast_unsigned());
+        let len = reader.u64()?;
+        let end = offset.checked_add(len).filter(|&end| len > 0 && i64::try_from(end).is_ok());
+        if end.is_none() {
+            return Err(Error::integrity(OVERFLOW));
+        }
+        last = Place { seq, stream, offset, len };
+        out.push(last);
+    }
+    reader.finish()?;
+    Ok(out)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -262,5 +303,10 @@ mod tests {
         let parts = vec![Part { stream: 1, number: 2, stored_len: 3, plain_len: 4, frames: 5, trailer_len: 6, digest }];
         assert_eq!(decode_parts(&encode_parts(&parts), 1).unwrap(), parts);
         assert!(decode_parts(&encode_parts(&parts), 2).is_err());
+        let places: Vec<_> = [(0, 0, 7, 3), (0, 0, 10, 3), (4, 0, 2, 9), (4, 1, 2, 9), (4, 1, 0, 1)]
+            .map(|(seq, stream, offset, len)| Place { seq, stream, offset, len })
+            .to_vec();
+        assert_eq!(decode_places(&encode_places(&places), 5).unwrap(), places);
+        assert!(decode_places(&encode_places(&[Place { seq: 0, stream: 0, offset: 5, len: 0 }]), 1).is_err());
     }
 }

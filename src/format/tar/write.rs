@@ -50,7 +50,7 @@ pub fn header(entry: &Entry, out: &mut Vec<u8>) -> Left {
         EntryKind::CharDevice => (b'3', 0),
         EntryKind::BlockDevice => (b'4', 0),
         EntryKind::Fifo => (b'6', 0),
-        EntryKind::Socket => return left,
+        EntryKind::Socket | EntryKind::Removed => return left,
     };
     let member_path = member_path(entry);
     let map = entry.sparse.as_deref().map(|runs| sparse_map(runs, entry.size));
