@@ -74,6 +74,12 @@ impl Listing {
         slots.sort_unstable_by(|a, b| name(a).cmp(name(b)));
     }
 
+    /// Leaves out what `keep` does not want.
+    pub fn retain(&mut self, mut keep: impl FnMut(&[u8], FileKind) -> bool) {
+        let Self { names, slots } = self;
+        slots.retain(|slot| keep(&names[slot.at as usize..][..usize::from(slot.len)], slot.kind));
+    }
+
     /// How many names there are.
     pub fn len(&self) -> usize {
         self.slots.len()

@@ -33,16 +33,38 @@ const DIR_FLAGS: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::
 
 /// What the walk finds, told in order.
 pub trait Visitor {
-    /// A directory is entered: its entries follow.
-    fn enter(&mut self, dir: &Entry) -> Result<()>;
-    /// The entry of a directory, in its place among its siblings.
-    fn directory(&mut self, dir: Entry) -> Result<()>;
+    /// A directory is entered, all its names are known: its entries follow.
+    fn enter(&mut self, names: Names<'_>) -> Result<()>;
+    /// The turn of the `n`-th name has come; false leaves it out.
+    fn begins(&mut self, n: usize, name: &[u8]) -> Result<bool>;
+    /// All that was there under the `n`-th name has been told.
+    fn ends(&mut self, path: &[u8]) -> Result<()>;
+    /// All names of the directory have been told; its subdirectories follow.
+    fn listed(&mut self) -> Result<()>;
+    /// The entry of a directory, in its place among its siblings. Answers with whether it was told as new or changed.
+    fn directory(&mut self, dir: Entry) -> Result<bool>;
     /// A name that is, or may be, no directory. Answers with its stat when it turned out to be one.
     fn leaf(&mut self, leaf: Leaf<'_>) -> Result<Option<Stat>>;
     /// Something the user should know; `incomplete` when the snapshot is not what was there.
     fn warn(&mut self, text: String, incomplete: bool);
     /// Asked once for each directory: an error ends the walk.
     fn go_on(&self) -> Result<()>;
+}
+
+/// A directory that is entered, and the names in it.
+pub struct Names<'a> {
+    /// Its path.
+    pub path: &'a [u8],
+    /// Its entry; none for a root that is only on the way to the sources.
+    pub entry: Option<&'a Entry>,
+    /// Whether it was told as new or changed.
+    pub told: bool,
+    /// The directory, when it can be read and is to be.
+    pub dir: Option<BorrowedFd<'a>>,
+    /// The names in it, sorted.
+    pub listing: &'a Listing,
+    /// File systems met so far.
+    pub systems: &'a mut FileSystems,
 }
 
 /// A name in an open directory.
@@ -67,6 +89,7 @@ struct Pending {
     gid: u32,
     mtime: Time,
     skip: bool,
+    told: bool,
 }
 
 struct Level<'n> {
@@ -112,13 +135,15 @@ impl<'a> Walk<'a> {
         let fd = rustix::fs::openat(CWD, base, DIR_FLAGS, Mode::empty()).map_err(failed)?;
         let stat = rustix::fs::fstat(&fd).map_err(failed)?;
         self.source_dev = stat.st_dev;
-        if self.roots.tree.whole
-            && let Some(entry) = self.dir_entry(fd.as_fd(), &stat, visitor)
-        {
-            visitor.directory(entry.clone())?;
-            visitor.enter(&entry)?;
+        let mut entry = None;
+        if self.roots.tree.whole {
+            entry = self.dir_entry(fd.as_fd(), &stat, visitor);
         }
-        self.list(fd, &stat, Some(&self.roots.tree), visitor)?;
+        let told = match &entry {
+            Some(entry) => visitor.directory(entry.clone())?,
+            None => false,
+        };
+        self.list((fd, &stat), (entry.as_ref(), told), Some(&self.roots.tree), visitor)?;
         while let Some(level) = self.levels.last_mut() {
             match level.pending.pop() {
                 Some(pending) => self.descend(pending, visitor)?,
@@ -143,14 +168,20 @@ impl<'a> Walk<'a> {
     }
 
     /// Tells all entries of a directory and keeps its subdirectories for later.
-    fn list(&mut self, fd: OwnedFd, stat: &Stat, node: Option<&'a Node>, visitor: &mut impl Visitor) -> Result<()> {
+    fn list(
+        &mut self,
+        (fd, stat): (OwnedFd, &Stat),
+        (entry, told): (Option<&Entry>, bool),
+        node: Option<&'a Node>,
+        visitor: &mut impl Visitor,
+    ) -> Result<()> {
         visitor.go_on()?;
         let partial = node.filter(|node| !node.whole);
         let listing = match partial {
             Some(node) => Ok(Listing::of(node.children.keys().map(Vec::as_slice))),
             None => Listing::read(&fd),
         };
-        let listing = listing.unwrap_or_else(|e| {
+        let mut listing = listing.unwrap_or_else(|e| {
             visitor.warn(format!("cannot list {}: {e}", show::name(&self.path)), true);
             Listing::default()
         });
@@ -162,30 +193,28 @@ impl<'a> Walk<'a> {
             pending: Vec::new(),
             node: partial,
         };
+        listing.retain(|name, kind| self.takes(level.path_len, name, kind, partial.is_some(), visitor));
+        self.path.truncate(level.path_len);
+        let systems = &mut self.systems;
+        visitor.enter(Names {
+            path: &self.path,
+            entry,
+            told,
+            dir: Some(fd.as_fd()),
+            listing: &listing,
+            systems,
+        })?;
         for n in 0..listing.len() {
             let (name, kind) = listing.get(n);
-            self.path.truncate(level.path_len);
-            if !self.path.is_empty() {
-                self.path.push(b'/');
-            }
-            self.path.extend_from_slice(name);
-            if self.path.len() > PATH_LEN_MAX {
-                visitor.warn(format!("the path is too long: {}", show::name(&self.path)), true);
+            if !visitor.begins(n, name)? {
                 continue;
             }
-            if self.path == crate::format::tar::PRIVATE_DIR {
-                visitor.warn("`.bk` at the top is a name bk uses itself and is left out".to_owned(), true);
-                continue;
-            }
-            if partial.is_none()
-                && !self.selection.exclude.is_empty()
-                && self.selection.exclude.matches(&self.path, kind == FileKind::Dir)
-            {
-                continue;
-            }
+            self.set_name(level.path_len, name);
             let pending = self.child(fd.as_fd(), name, kind, partial.is_some(), visitor)?;
             level.pending.extend(pending);
+            visitor.ends(&self.path)?;
         }
+        visitor.listed()?;
         level.pending.reverse();
         level.pending.shrink_to_fit();
         self.path.truncate(level.path_len);
@@ -195,6 +224,36 @@ impl<'a> Walk<'a> {
             self.levels[above].fd = None;
         }
         Ok(())
+    }
+
+    fn set_name(&mut self, dir_len: usize, name: &[u8]) {
+        self.path.truncate(dir_len);
+        if !self.path.is_empty() {
+            self.path.push(b'/');
+        }
+        self.path.extend_from_slice(name);
+    }
+
+    /// Whether a name is to be stored.
+    fn takes(
+        &mut self,
+        dir_len: usize,
+        name: &[u8],
+        kind: FileKind,
+        named: bool,
+        visitor: &mut impl Visitor,
+    ) -> bool {
+        self.set_name(dir_len, name);
+        if self.path.len() > PATH_LEN_MAX {
+            visitor.warn(format!("the path is too long: {}", show::name(&self.path)), true);
+            return false;
+        }
+        if self.path == crate::format::tar::PRIVATE_DIR {
+            visitor.warn("`.bk` at the top is a name bk uses itself and is left out".to_owned(), true);
+            return false;
+        }
+        let exclude = &self.selection.exclude;
+        named || exclude.is_empty() || !exclude.matches(&self.path, kind == FileKind::Dir)
     }
 
     fn child(
@@ -250,19 +309,15 @@ impl<'a> Walk<'a> {
         let skip =
             is_volume || fd.is_err() || !named && self.selection.one_file_system && stat.st_dev != self.source_dev;
         let Entry { mode, uid, gid, mtime, .. } = entry;
-        visitor.directory(entry)?;
-        Ok(Some(Pending { name: name.to_vec(), mode, uid, gid, mtime, skip }))
+        let told = visitor.directory(entry)?;
+        Ok(Some(Pending { name: name.to_vec(), mode, uid, gid, mtime, skip, told }))
     }
 
     fn descend(&mut self, pending: Pending, visitor: &mut impl Visitor) -> Result<()> {
         let Some(level) = self.levels.last() else { return Ok(()) };
         let path_len = level.path_len;
         let node = level.node.and_then(|node| node.children.get(&pending.name)).filter(|node| !node.whole);
-        self.path.truncate(path_len);
-        if path_len > 0 {
-            self.path.push(b'/');
-        }
-        self.path.extend_from_slice(&pending.name);
+        self.set_name(path_len, &pending.name);
         let mut entry = Entry::new(self.path.clone(), EntryKind::Dir);
         (entry.mode, entry.uid, entry.gid, entry.mtime) = (pending.mode, pending.uid, pending.gid, pending.mtime);
         let opened = match &level.fd {
@@ -273,16 +328,22 @@ impl<'a> Walk<'a> {
         if let Ok((stat, fd)) = &opened {
             entry.xattrs = self.systems.xattrs(stat.st_dev, fd).unwrap_or_default();
         }
-        visitor.enter(&entry)?;
         match opened {
             _ if pending.skip => {}
-            Ok((stat, fd)) if !self.is_marked(fd.as_fd()) => return self.list(fd, &stat, node, visitor),
+            Ok((stat, fd)) if !self.is_marked(fd.as_fd()) => {
+                return self.list((fd, &stat), (Some(&entry), pending.told), node, visitor);
+            }
             Ok(_) => {}
             Err(Errno::NOENT | Errno::LOOP | Errno::NOTDIR) => {
                 visitor.warn(format!("vanished: {}", show::name(&self.path)), false);
             }
             Err(e) => visitor.warn(format!("cannot open {}: {e}", show::name(&self.path)), true),
         }
+        let (listing, systems) = (Listing::default(), &mut self.systems);
+        let names =
+            Names { path: &self.path, entry: Some(&entry), told: pending.told, dir: None, listing: &listing, systems };
+        visitor.enter(names)?;
+        visitor.listed()?;
         self.path.truncate(path_len);
         Ok(())
     }

@@ -5,7 +5,7 @@ use std::{collections::VecDeque, io::Write};
 use crossbeam_channel::{Receiver, Sender, bounded};
 
 use super::{
-    chain::{Chain, Source},
+    chain::{Chain, Located, Source},
     frame::FrameReader,
     index::{IndexReader, Row},
 };
@@ -228,10 +228,7 @@ fn output(e: std::io::Error) -> Error {
     Error::io("cannot write the output", e)
 }
 
-/// Contents up to this length are held against their digest before anything of them goes out, bytes.
-const CHECKED_FIRST_LEN_MAX: u64 = 16 << 20;
-
-/// Writes the bytes `start..end` of a file to `out`; holes are zeros. A content of moderate length is held against its
+/// Writes the bytes `start..end` of a file to `out`; holes are zeros. A content inside one frame is held against its
 /// digest first; frames of longer ones have their own, and one put together from several places is held against it at the end.
 pub fn write_file(
     chain: &Chain,
@@ -247,7 +244,7 @@ pub fn write_file(
     let content_before = |at: u64| -> u64 { runs.iter().map(|run| run.len.min(at.saturating_sub(run.offset))).sum() };
     let (from, to) = (content_before(start), content_before(end));
     let mut spread = Spread { next: runs.partition_point(|run| run.end() <= start), runs: &runs, at: start };
-    if entry.stored_len <= CHECKED_FIRST_LEN_MAX {
+    if is_in_one_frame(chain, &content)? {
         let mut bytes = Vec::new();
         each_source(chain.runs(), &content.sources, threads, monitor, |slice| {
             bytes.extend_from_slice(slice);
@@ -269,6 +266,11 @@ pub fn write_file(
         }
     }
     zeros(out, end - spread.at, monitor)
+}
+
+fn is_in_one_frame(chain: &Chain, content: &Located) -> Result<bool> {
+    let [source] = content.sources[..] else { return Ok(false) };
+    Ok(source.end() <= chain.run(source.run).frame_at(source.stream, source.offset)?.end())
 }
 
 /// Holds a whole content against its digest.
