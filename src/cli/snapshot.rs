@@ -69,6 +69,8 @@ fn request(context: &Context<'_>, args: &SnapshotArgs) -> Result<Request> {
             verify_all: args.verify_write,
         },
         part_len: storing.part_len,
+        level: args.level,
+        ignore_inode: args.ignore_inode,
         job,
     })
 }

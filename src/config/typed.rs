@@ -103,6 +103,11 @@ pub struct SnapshotArgs {
     /// Read such patterns from a file, one a line
     #[arg(long, value_name = "FILE")]
     pub exclude_file: Vec<PathBuf>,
+    #[arg(long)]
+    pub level: Option<u8>,
+    /// Inode numbers say nothing, as on some network file systems: a file counts as unchanged without them
+    #[arg(long)]
+    pub ignore_inode: bool,
     /// Store directories marked by a CACHEDIR.TAG empty
     #[arg(long)]
     pub exclude_caches: bool,

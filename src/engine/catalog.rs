@@ -138,6 +138,11 @@ pub fn find(volume: &Volume, name: &SnapshotName) -> Result<Snapshot> {
     found.cloned().ok_or_else(none)
 }
 
+/// The digest of a record.
+pub fn record_digest(volume: &Volume, job: &Name, seq: u64) -> Result<Digest> {
+    Ok(read_record(volume, job, seq)?.1)
+}
+
 /// The chain of a snapshot: level 0 first, each the base of the next, the snapshot itself last.
 pub fn chain(log: &JobLog, snapshot: &Snapshot) -> Result<Vec<Snapshot>> {
     let mut chain = vec![snapshot.clone()];

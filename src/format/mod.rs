@@ -1,6 +1,7 @@
 //! Bytes to values and back, pure: nothing here reads or writes a file. Each file is a section of `docs/format.md`.
 
 pub mod codec;
+pub mod delta;
 pub mod envelope;
 pub mod index;
 pub mod layout;

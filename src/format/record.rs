@@ -67,6 +67,9 @@ pub struct Snapshot {
     pub restore_txt: ObjectRef,
     /// Sums.
     pub totals: Totals,
+    /// What the identities of chunks in the index depend on; the same in all of a chain. Without it none were noted.
+    #[serde(default, with = "as_hex_option", skip_serializing_if = "Option::is_none")]
+    pub chunk_key: Option<Digest>,
     /// What was not fully saved, at most 100 paths; the index has them all.
     pub incomplete: Vec<Incomplete>,
     /// Encryption; null is none.
@@ -173,6 +176,17 @@ pub struct Totals {
     pub parts: u64,
     /// Entries that are incomplete.
     pub incomplete: u64,
+    /// Of an increment: entries that are new or changed.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub changed_entries: u64,
+    /// Of an increment: entries of the base that are gone; a directory with all below it counts once.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub removed_entries: u64,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "the signature serde calls")]
+fn is_zero(n: &u64) -> bool {
+    *n == 0
 }
 
 /// An entry that is not what was there.

@@ -26,6 +26,11 @@ impl Time {
 pub struct Instant(pub jiff::Timestamp);
 
 impl Instant {
+    /// Seconds since 1970.
+    pub fn as_second(self) -> i64 {
+        self.0.as_second()
+    }
+
     /// From seconds since 1970.
     pub fn from_second(sec: i64) -> Result<Self> {
         jiff::Timestamp::from_second(sec).map(Self).map_err(|e| Error::usage(format!("not a time: {sec}: {e}")))

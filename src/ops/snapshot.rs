@@ -8,18 +8,23 @@ use crate::{
     clock::Clock,
     engine::{
         catalog,
+        read::chain::Chain,
         write::{
+            delta,
             framer::Framer,
+            increment::Base,
             index::IndexWriter,
             links::Links,
             part::{PartWriter, Stored, Target},
-            pipeline, stream, tree,
+            pipeline,
+            sorted::Sorted,
+            stream, tree,
         },
     },
     error::{Error, Kind, Result},
     format::{
         layout::{INDEX_NAME, RESTORE_NAME, run_dir},
-        record::{Incomplete, ObjectRef, Origin, Snapshot, Stream, Totals},
+        record::{self, Incomplete, ObjectRef, Origin, Snapshot, Stream, Totals},
         restore_txt,
         volume::FORMAT_VERSION,
     },
@@ -62,6 +67,10 @@ pub struct Request {
     pub pipeline: pipeline::Settings,
     /// A part is full from this many stored bytes on.
     pub part_len: u64,
+    /// 0 to 9; `None` is a level 0 that notes nothing for increments.
+    pub level: Option<u8>,
+    /// Inode numbers say nothing, as on some network file systems.
+    pub ignore_inode: bool,
 }
 
 /// Where a stream comes from.
@@ -113,7 +122,19 @@ pub fn run(
     let head = catalog::head(volume, &request.job)?;
     let taken_at = clock.now()?;
     let run_id = RunId::new(clock.unix_ms())?;
-    let run = Run { volume, local, request, monitor, roots, names, dir: run_dir(&request.job, run_id) };
+    let mut run = Run {
+        volume,
+        local,
+        request,
+        monitor,
+        roots,
+        names,
+        dir: run_dir(&request.job, run_id),
+        base: None,
+        base_digest: Digest([0; 32]),
+        deltas: None,
+    };
+    run.choose_base()?;
     let stored = run.store().and_then(|(tree, streams, stored)| {
         let mut snapshot = run.record(run_id, head, taken_at, &tree, streams, &stored)?;
         run.restore_txt(&mut snapshot, &stored.parts)?;
@@ -180,12 +201,46 @@ struct Run<'a> {
     roots: Roots,
     names: Vec<Name>,
     dir: String,
+    /// The chain of the base, level 0 first.
+    base: Option<(Vec<Snapshot>, Chain)>,
+    base_digest: Digest,
+    deltas: Option<(Digest, delta::Settings)>,
 }
 
 impl Run<'_> {
+    fn choose_base(&mut self) -> Result<()> {
+        let Some(level) = self.request.level else { return Ok(()) };
+        let log = catalog::read(self.volume, &self.request.job)?;
+        let definition = self.definition()?;
+        let base = log.snapshots.iter().rev().find(|one| one.level < level && one.definition == definition);
+        if let Some(base) = base {
+            self.base_digest = catalog::record_digest(self.volume, &self.request.job, base.seq)?;
+            let snapshots = catalog::chain(&log, base)?;
+            let chain = Chain::open(self.volume, &snapshots)?;
+            self.base = Some((snapshots, chain));
+        }
+        let key = match &self.base {
+            Some((snapshots, _)) => snapshots.first().and_then(|first| first.chunk_key),
+            None => {
+                let mut key = [0; 32];
+                getrandom::fill(&mut key).map_err(|e| Error::new(Kind::Other, format!("no random numbers: {e}")))?;
+                Some(Digest(key))
+            }
+        };
+        self.deltas = key.map(|key| (key, delta::Settings::new(&key.0, self.request.pipeline.frame_len)));
+        Ok(())
+    }
+
+    fn settings(&self) -> Option<&delta::Settings> {
+        self.deltas.as_ref().map(|(_, settings)| settings)
+    }
+
     fn store(&self) -> Result<(tree::Outcome, Vec<Named>, Stored)> {
         let store = &self.volume.store;
-        let index = IndexWriter::new(store.create(&format!("{}{INDEX_NAME}", self.dir))?);
+        let mut index = IndexWriter::new(store.create(&format!("{}{INDEX_NAME}", self.dir))?);
+        if self.request.level.is_some() {
+            index = index.with_traces(Sorted::new(store.clone()));
+        }
         let target = Target {
             store: store.clone(),
             dir: self.dir.clone(),
@@ -207,7 +262,13 @@ impl Run<'_> {
                 .map(|stat| (stat.st_dev, stat.st_ino));
             let walk = Walk::new(&self.roots, &self.request.selection, volume);
             let scratch = || self.volume.store.scratch();
-            outcome = tree::store(framer, walk, Links::new(&scratch), self.monitor)?;
+            let base = self.base.as_ref().map(|(snapshots, chain)| Base {
+                chain,
+                taken_at: snapshots.iter().map(|one| one.taken_at.as_second()).collect(),
+                ignore_inode: self.request.ignore_inode,
+            });
+            let request = tree::Request { links: Links::new(&scratch), deltas: self.settings(), base };
+            outcome = tree::store(framer, walk, request, self.monitor)?;
         }
         for text in &self.roots.warnings {
             self.monitor.warn(text);
@@ -233,7 +294,31 @@ impl Run<'_> {
     fn device(&self, framer: &mut Framer<'_>, number: u32, name: &Name, device: &std::path::Path) -> Result<u64> {
         let mut file =
             std::fs::File::open(device).map_err(|e| Error::io(format!("cannot open {}", device.display()), e))?;
-        not_empty(name, stream::store(framer, number, name.as_str(), &mut file, self.monitor)?)
+        not_empty(name, self.store_stream(framer, (number, name, Origin::Device), &mut file)?)
+    }
+
+    /// Stores a stream: as a delta, when the base has one of its name and noted its chunks.
+    fn store_stream(
+        &self,
+        framer: &mut Framer<'_>,
+        (number, name, origin): (u32, &Name, Origin),
+        input: &mut dyn std::io::Read,
+    ) -> Result<u64> {
+        let settings = self.settings().map(|settings| match origin {
+            Origin::Device => settings.fixed(),
+            Origin::Command | Origin::Unverified => settings.clone(),
+        });
+        let old = match &self.base {
+            Some((_, chain)) => chain.old_stream(name)?,
+            None => None,
+        };
+        let stream = stream::Stream { number, name: name.as_str(), settings: settings.as_ref(), monitor: self.monitor };
+        match (old, &self.base) {
+            (Some((content, chunks)), Some((_, chain))) if settings.is_some() => {
+                stream.compare(framer, delta::Old::new(chain, content, chunks), input)
+            }
+            _ => stream.store(framer, input),
+        }
     }
 
     fn stream(&self, framer: &mut Framer<'_>, number: u32, name: &Name) -> Result<(u64, Origin)> {
@@ -241,7 +326,7 @@ impl Run<'_> {
             Some((_, Input::Command(argv))) => {
                 let mut producer = Producer::start(argv)?;
                 let mut output = Watched::new(producer.output()?, self.monitor);
-                let len = stream::store(framer, number, name.as_str(), &mut output, self.monitor)?;
+                let len = self.store_stream(framer, (number, name, Origin::Command), &mut output)?;
                 drop(output);
                 // A command that fails says so itself, before "the stream is empty" does.
                 producer.finish()?;
@@ -249,7 +334,7 @@ impl Run<'_> {
             }
             _ => {
                 let mut input = Watched::stdin(self.monitor)?;
-                let len = stream::store(framer, number, name.as_str(), &mut input, self.monitor)?;
+                let len = self.store_stream(framer, (number, name, Origin::Unverified), &mut input)?;
                 Ok((not_empty(name, len)?, Origin::Unverified))
             }
         }
@@ -276,8 +361,12 @@ impl Run<'_> {
             epoch: 0,
             seq: head.seq + 1,
             prev: head.digest,
-            level: 0,
-            base: None,
+            level: if self.base.is_some() { self.request.level.unwrap_or(0) } else { 0 },
+            base: self.base.as_ref().and_then(|(snapshots, _)| snapshots.last()).map(|base| record::Base {
+                run_id: base.run_id,
+                seq: base.seq,
+                digest: self.base_digest,
+            }),
             taken_at,
             expires_at: None,
             definition: self.definition()?,
@@ -290,12 +379,12 @@ impl Run<'_> {
                 .chain(self.roots.devices.iter().map(|d| d.display().to_string()))
                 .collect(),
             streams: streams
-                .map(|((name, origin), &(digest, content_bytes))| Stream {
+                .map(|((name, origin), &(digest, content_bytes, places))| Stream {
                     name,
                     origin,
                     content_bytes,
                     digest,
-                    places: None,
+                    places,
                 })
                 .collect(),
             index: stored.index.clone(),
@@ -306,6 +395,7 @@ impl Run<'_> {
                 parts: stored.parts.len() as u64,
                 ..tree.totals
             },
+            chunk_key: self.deltas.as_ref().map(|(key, _)| *key),
             incomplete: tree.incomplete.clone(),
             crypto: None,
             sig: None,

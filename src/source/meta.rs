@@ -44,6 +44,11 @@ impl FileSystems {
         self.of(dev, fd).fsid
     }
 
+    /// The id of a file system that was met before.
+    pub fn known_fsid(&self, dev: u64) -> Option<u64> {
+        self.known.get(&dev).map(|system| system.fsid)
+    }
+
     /// The extended attributes of `fd`, sorted by name.
     pub fn xattrs(&mut self, dev: u64, fd: impl AsFd) -> rustix::io::Result<Vec<Xattr>> {
         let system = self.of(dev, &fd);

@@ -314,10 +314,10 @@ impl<'a> Walk<'a> {
     }
 
     fn descend(&mut self, pending: Pending, visitor: &mut impl Visitor) -> Result<()> {
-        let Some(level) = self.levels.last() else { return Ok(()) };
-        let path_len = level.path_len;
-        let node = level.node.and_then(|node| node.children.get(&pending.name)).filter(|node| !node.whole);
+        let Some(path_len) = self.levels.last().map(|level| level.path_len) else { return Ok(()) };
         self.set_name(path_len, &pending.name);
+        let Some(level) = self.levels.last() else { return Ok(()) };
+        let node = level.node.and_then(|node| node.children.get(&pending.name)).filter(|node| !node.whole);
         let mut entry = Entry::new(self.path.clone(), EntryKind::Dir);
         (entry.mode, entry.uid, entry.gid, entry.mtime) = (pending.mode, pending.uid, pending.gid, pending.mtime);
         let opened = match &level.fd {

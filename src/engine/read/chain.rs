@@ -236,6 +236,18 @@ impl Chain {
         Ok(Located { digest: extent.digest, sources, own: false })
     }
 
+    /// The stream `name` and the chunks noted of it; none when there is no such stream, or none were.
+    pub fn old_stream<'a>(
+        &'a self,
+        name: &Name,
+    ) -> Result<Option<(Located, impl Iterator<Item = Result<ChunkRun>> + 'a)>> {
+        let Some(at) = self.streams().iter().position(|own| own == name) else { return Ok(None) };
+        let number = u32::try_from(at + 1).map_err(|_| Error::integrity("too many streams"))?;
+        let mut chunks = self.last().chunks(number, b"").peekable();
+        let known = chunks.peek().is_some();
+        Ok(if known { Some((self.locate_stream(number)?, chunks)) } else { None })
+    }
+
     /// Places of snapshot `run` as runs of the chain: they may name it or what it is based on.
     fn sources(&self, run: usize, places: &[crate::model::entry::Place]) -> Result<Vec<Source>> {
         let wrong = || Error::integrity(format!("a place of snapshot {} is not in its chain", self.run(run).shown()));

@@ -240,6 +240,7 @@ fn write(draft: &Draft, plain: Vec<u8>) -> Made {
         index: IndexRef { name: INDEX_NAME.to_owned(), len: index.len() as u64, tail_digest: tail.digest },
         restore_txt: ObjectRef { name: RESTORE_NAME.to_owned(), len: text.len() as u64, digest: Digest::of(text) },
         totals: Totals::default(),
+        chunk_key: None,
         incomplete: Vec::new(),
         crypto: None,
         sig: None,

@@ -9,7 +9,11 @@ use crossbeam_channel::{Receiver, Sender, TryRecvError};
 
 use crate::{
     error::{Error, Kind, Result},
-    model::{digest::Digest, entry::Entry},
+    format::index::ChunkRun,
+    model::{
+        digest::Digest,
+        entry::{Entry, Place},
+    },
 };
 
 /// Content in a frame that is hashed.
@@ -39,6 +43,17 @@ pub enum Role {
     },
 }
 
+/// The content of a stream that is stored as a delta.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StreamEnd {
+    /// Digest of the content.
+    pub digest: Digest,
+    /// Its length, bytes.
+    pub len: u64,
+    /// Where it lies.
+    pub places: Vec<Place>,
+}
+
 /// A frame on its way to a worker.
 pub struct Plain {
     /// Place in the order of all frames.
@@ -59,8 +74,12 @@ pub struct Plain {
     pub slices: Vec<Slice>,
     /// Entries that are complete with this frame, in order.
     pub rows: Vec<Entry>,
+    /// Chunks of long contents that are complete with this frame, in the order of the entries.
+    pub chunks: Vec<ChunkRun>,
     /// Whether the stream ends with it.
     pub ends_stream: bool,
+    /// What the stream was, when it is a delta and ends here.
+    pub stream_end: Option<StreamEnd>,
 }
 
 impl Plain {
@@ -76,7 +95,9 @@ impl Plain {
             runs_on,
             slices: Vec::new(),
             rows: Vec::new(),
+            chunks: Vec::new(),
             ends_stream: false,
+            stream_end: None,
         }
     }
 }
@@ -204,6 +225,23 @@ impl<'a> Framer<'a> {
         self.frame.rows.push(row);
     }
 
+    /// Adds chunks of a content: in order, before the content's own row or with it.
+    pub fn chunks(&mut self, run: ChunkRun) {
+        if !run.chunks.is_empty() {
+            self.frame.chunks.push(run);
+        }
+    }
+
+    /// The digest of the last `len` bytes, which are in this frame.
+    pub fn digest(&self, len: usize) -> Digest {
+        Digest::of(&self.frame.buf[self.frame.len - len..self.frame.len])
+    }
+
+    /// The last `len` bytes, which are in this frame.
+    pub fn last(&self, len: usize) -> &[u8] {
+        &self.frame.buf[self.frame.len - len..self.frame.len]
+    }
+
     /// How many entries wait in the frame.
     pub fn row_count(&self) -> usize {
         self.frame.rows.len()
@@ -211,11 +249,17 @@ impl<'a> Framer<'a> {
 
     /// Sends the frame and begins the next, which starts with a member's header or inside content of `runs_on` bytes.
     pub fn cut(&mut self, starts_member: bool, runs_on: u64) -> Result<()> {
-        if self.frame.len == 0 && self.frame.rows.is_empty() {
+        if self.frame.len == 0 && self.frame.rows.is_empty() && self.frame.chunks.is_empty() {
             (self.frame.starts_member, self.frame.runs_on) = (starts_member, runs_on);
             return Ok(());
         }
         self.send(self.offset(), starts_member, runs_on)
+    }
+
+    /// Ends a stream that is a delta.
+    pub fn end_delta(&mut self, end: StreamEnd) -> Result<()> {
+        self.frame.stream_end = Some(end);
+        self.end_stream()
     }
 
     /// Ends the stream; the next one begins at offset 0.

@@ -1,16 +1,21 @@
 //! Writes the index while the snapshot goes: rows of each section collect to a block, blocks go out at once.
 
+use super::sorted::Sorted;
 use crate::{
     error::{Error, Result},
     format::{
         index::{
-            BlockInfo, Directory, Extent, Frame, Part, ROW_COUNT_MAX, Section, encode_entries, encode_extents,
-            encode_frames, encode_parts, encode_tail, seal_block,
+            BlockInfo, Chunk, ChunkRun, Directory, Extent, Frame, Inode, Part, ROW_COUNT_MAX, SECTION_SLOTS, Section,
+            chunk_key, encode_chunks, encode_entries, encode_extents, encode_frames, encode_inodes, encode_parts,
+            encode_places, encode_tail, inode_key, seal_block,
         },
         layout::INDEX_NAME,
-        record::IndexRef,
+        record::{IndexRef, PlaceRows},
     },
-    model::{digest::Digest, entry::Entry},
+    model::{
+        digest::Digest,
+        entry::{Entry, EntryKind, Place},
+    },
     volume::Upload,
 };
 
@@ -30,7 +35,14 @@ pub struct IndexWriter {
     frames: Vec<Frame>,
     parts: Vec<Part>,
     part_count: u32,
-    rows: [u64; 4],
+    places: Vec<Place>,
+    place_count: u64,
+    entry_count: u64,
+    /// What later increments follow, when there are to be any.
+    inodes: Option<Sorted>,
+    chunks: Vec<ChunkRun>,
+    chunk_count: usize,
+    rows: [u64; SECTION_SLOTS],
 }
 
 impl IndexWriter {
@@ -47,13 +59,37 @@ impl IndexWriter {
             frames: Vec::new(),
             parts: Vec::new(),
             part_count: 0,
-            rows: [0; 4],
+            places: Vec::new(),
+            place_count: 0,
+            entry_count: 0,
+            inodes: None,
+            chunks: Vec::new(),
+            chunk_count: 0,
+            rows: [0; SECTION_SLOTS],
         }
     }
 
+    /// Notes inode numbers and chunks too, for increments.
+    #[must_use]
+    pub fn with_traces(mut self, inodes: Sorted) -> Self {
+        self.inodes = Some(inodes);
+        self
+    }
+
     /// Adds an entry; entries come in order.
-    pub fn entry(&mut self, entry: Entry) -> Result<()> {
+    pub fn entry(&mut self, mut entry: Entry) -> Result<()> {
         self.weight += weight(&entry);
+        if let Some(map) = &mut entry.map {
+            let rows = self.places(&std::mem::take(&mut map.places))?;
+            (map.first, map.count) = (rows.first, rows.count);
+        }
+        if let Some(inodes) = &mut self.inodes
+            && entry.kind == EntryKind::File
+            && entry.stored_len > 0
+        {
+            inodes.push(Inode { fsid: entry.fsid, ino: entry.ino, row: self.entry_count })?;
+        }
+        self.entry_count += 1;
         self.entries.push(entry);
         if self.entries.len() == ROW_COUNT_MAX || self.weight > BLOCK_WEIGHT_MAX {
             self.flush_entries()
@@ -66,6 +102,38 @@ impl IndexWriter {
     pub fn extent(&mut self, extent: Extent) -> Result<()> {
         self.extents.push(extent);
         if self.extents.len() == ROW_COUNT_MAX { self.flush_extents() } else { Ok(()) }
+    }
+
+    /// Adds the places of one content.
+    pub fn places(&mut self, places: &[Place]) -> Result<PlaceRows> {
+        let rows = PlaceRows { first: self.place_count, count: places.len() as u64 };
+        self.place_count += rows.count;
+        for place in places {
+            self.places.push(*place);
+            if self.places.len() == ROW_COUNT_MAX {
+                self.flush_places()?;
+            }
+        }
+        Ok(rows)
+    }
+
+    /// Adds chunks of one content; contents come in the order of their entries, then of the streams.
+    pub fn chunks(&mut self, mut run: ChunkRun) -> Result<()> {
+        if self.inodes.is_none() {
+            return Ok(());
+        }
+        let all = std::mem::take(&mut run.chunks);
+        let mut rest: &[Chunk] = &all;
+        while !rest.is_empty() {
+            let (now, later) = rest.split_at(rest.len().min(ROW_COUNT_MAX - self.chunk_count));
+            self.chunk_count += now.len();
+            self.chunks.push(ChunkRun { chunks: now.to_vec(), ..run.clone() });
+            if self.chunk_count == ROW_COUNT_MAX {
+                self.flush_chunks()?;
+            }
+            rest = later;
+        }
+        Ok(())
     }
 
     /// Adds a frame.
@@ -92,6 +160,9 @@ impl IndexWriter {
         self.flush_extents()?;
         self.flush_frames()?;
         self.flush_parts()?;
+        self.flush_places()?;
+        self.flush_chunks()?;
+        self.flush_inodes()?;
         let tail = encode_tail(&self.directory)?;
         self.out.write(&tail.bytes)?;
         self.out.finish()?;
@@ -107,7 +178,7 @@ impl IndexWriter {
         let key = first.path.clone();
         let plain = encode_entries(&self.entries);
         let before = self.extents_before;
-        self.extents_before += self.entries.iter().filter(|entry| entry.stored_len > 0).count() as u64;
+        self.extents_before += self.entries.iter().filter(|entry| entry.owns_extent()).count() as u64;
         let rows = self.entries.len();
         self.entries.clear();
         self.weight = 0;
@@ -131,6 +202,35 @@ impl IndexWriter {
         self.block(Section::Parts, &encode_parts(&rows), rows.len(), Vec::new(), 0)
     }
 
+    fn flush_places(&mut self) -> Result<()> {
+        let rows = std::mem::take(&mut self.places);
+        self.block(Section::Places, &encode_places(&rows), rows.len(), Vec::new(), 0)
+    }
+
+    fn flush_chunks(&mut self) -> Result<()> {
+        let (runs, rows) = (std::mem::take(&mut self.chunks), std::mem::take(&mut self.chunk_count));
+        let Some(first) = runs.first() else { return Ok(()) };
+        let key = chunk_key(first.stream, &first.path);
+        self.block(Section::Chunks, &encode_chunks(&runs), rows, key, 0)
+    }
+
+    fn flush_inodes(&mut self) -> Result<()> {
+        let Some(inodes) = self.inodes.take() else { return Ok(()) };
+        let mut rows = Vec::with_capacity(ROW_COUNT_MAX);
+        let flush = |rows: &mut Vec<Inode>, index: &mut Self| {
+            let Some(first) = rows.first() else { return Ok(()) };
+            let key = inode_key(first.fsid, first.ino).to_vec();
+            index.block(Section::Inodes, &encode_inodes(rows), rows.len(), key, 0)?;
+            rows.clear();
+            Ok(())
+        };
+        inodes.finish(&mut |row| {
+            rows.push(row);
+            if rows.len() == ROW_COUNT_MAX { flush(&mut rows, self) } else { Ok(()) }
+        })?;
+        flush(&mut rows, self)
+    }
+
     fn block(
         &mut self,
         section: Section,
@@ -144,7 +244,7 @@ impl IndexWriter {
         }
         let narrow = |len: usize| u32::try_from(len).map_err(|_| Error::integrity("an index block is too large"));
         let stored = seal_block(plain)?;
-        let first_row = &mut self.rows[usize::from(section as u8 & 3)];
+        let first_row = &mut self.rows[section.slot()];
         self.directory.blocks.push(BlockInfo {
             section,
             offset: self.offset,

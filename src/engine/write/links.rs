@@ -16,10 +16,30 @@ const FIRST_SLOT_COUNT: u64 = 65_536;
 /// Device and inode.
 pub type Inode = (u64, u64);
 
+/// The first name of an inode.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct First {
+    /// The path.
+    pub path: Vec<u8>,
+    /// Whether it is stored as a delta, so that stock tools make it after all members.
+    pub is_delta: bool,
+}
+
+impl First {
+    fn encode(&self) -> Vec<u8> {
+        [&[u8::from(self.is_delta)], &self.path[..]].concat()
+    }
+
+    fn decode(bytes: &[u8]) -> Option<Self> {
+        let (&flag, path) = bytes.split_first()?;
+        Some(Self { path: path.to_vec(), is_delta: flag == 1 })
+    }
+}
+
 /// First names by inode.
 pub struct Links<'a> {
     scratch: &'a dyn Fn() -> Result<File>,
-    memory: HashMap<Inode, Vec<u8>>,
+    memory: HashMap<Inode, First>,
     spill: Option<Spill>,
 }
 
@@ -42,15 +62,15 @@ impl<'a> Links<'a> {
     }
 
     /// The path `inode` was stored under.
-    pub fn get(&self, inode: Inode) -> Result<Option<Vec<u8>>> {
+    pub fn get(&self, inode: Inode) -> Result<Option<First>> {
         match &self.spill {
-            Some(spill) => spill.get(inode),
+            Some(spill) => Ok(spill.get(inode)?.and_then(|bytes| First::decode(&bytes))),
             None => Ok(self.memory.get(&inode).cloned()),
         }
     }
 
-    /// Remembers that `inode` is stored as `path`.
-    pub fn insert(&mut self, inode: Inode, path: &[u8]) -> Result<()> {
+    /// Remembers that `inode` is stored as `first`.
+    pub fn insert(&mut self, inode: Inode, first: &First) -> Result<()> {
         if self.spill.is_none() && self.memory.len() >= MEMORY_COUNT_MAX {
             let mut spill = Spill {
                 slots: (self.scratch)()?,
@@ -60,15 +80,15 @@ impl<'a> Links<'a> {
                 paths_len: 0,
             };
             spill.slots.set_len(FIRST_SLOT_COUNT * SLOT_LEN as u64).map_err(failed)?;
-            for (inode, path) in std::mem::take(&mut self.memory) {
-                spill.insert(inode, &path, self.scratch)?;
+            for (inode, first) in std::mem::take(&mut self.memory) {
+                spill.insert(inode, &first.encode(), self.scratch)?;
             }
             self.spill = Some(spill);
         }
         match &mut self.spill {
-            Some(spill) => spill.insert(inode, path, self.scratch),
+            Some(spill) => spill.insert(inode, &first.encode(), self.scratch),
             None => {
-                self.memory.insert(inode, path.to_vec());
+                self.memory.insert(inode, first.clone());
                 Ok(())
             }
         }
@@ -160,7 +180,7 @@ mod tests {
     fn spilled_tables_find_everything() {
         let scratch = || tempfile::tempfile().map_err(failed);
         let mut links = Links::new(&scratch);
-        let path = |n: u64| format!("some/dir/{n}").into_bytes();
+        let path = |n: u64| First { path: format!("some/dir/{n}").into_bytes(), is_delta: n.is_multiple_of(2) };
         for n in 0..80_000 {
             links.insert((n % 3, n * 64), &path(n)).unwrap();
         }

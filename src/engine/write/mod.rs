@@ -4,10 +4,13 @@
 //! one thread stores them in order ([`pipeline`], [`part`], [`index`]). Queues are bounded by a fixed number of buffers.
 
 pub mod chunk;
+pub mod delta;
 pub mod framer;
+pub mod increment;
 pub mod index;
 pub mod links;
 pub mod part;
 pub mod pipeline;
+pub mod sorted;
 pub mod stream;
 pub mod tree;

@@ -2,14 +2,14 @@
 
 use std::sync::Arc;
 
-use super::index::IndexWriter;
+use super::{framer::StreamEnd, index::IndexWriter};
 use crate::{
     error::{Error, Result},
     format::{
         codec::Codec,
-        index::{Extent, Frame, Part},
+        index::{ChunkRun, Extent, Frame, Part},
         layout::part_name,
-        record::IndexRef,
+        record::{IndexRef, PlaceRows},
         seek_table,
     },
     model::{
@@ -40,8 +40,12 @@ pub struct Sealed {
     pub contents: Vec<Content>,
     /// Entries that are complete with it.
     pub rows: Vec<Entry>,
+    /// Chunks of long contents that are complete with it.
+    pub chunks: Vec<ChunkRun>,
     /// Whether the stream ends with it.
     pub ends_stream: bool,
+    /// See [`super::framer::Plain`].
+    pub stream_end: Option<StreamEnd>,
 }
 
 /// A content, or a piece of one, hashed.
@@ -61,8 +65,8 @@ pub struct Stored {
     pub stored_bytes: u64,
     /// Names of the parts in order.
     pub parts: Vec<String>,
-    /// Digest and length of each named stream, in order.
-    pub streams: Vec<(Digest, u64)>,
+    /// Digest, length and, of a delta, places of each named stream, in order.
+    pub streams: Vec<(Digest, u64, Option<PlaceRows>)>,
 }
 
 /// Where parts go and how they are cut.
@@ -118,6 +122,14 @@ impl PartWriter {
         }
         for row in sealed.rows {
             self.index.entry(row)?;
+        }
+        for run in sealed.chunks {
+            self.index.chunks(run)?;
+        }
+        if let Some(StreamEnd { digest, len, places }) = sealed.stream_end {
+            self.index.extent(Extent { stream: sealed.stream, offset: 0, len, digest })?;
+            let places = self.index.places(&places)?;
+            self.stored.streams.push((digest, len, Some(places)));
         }
         if sealed.ends_stream {
             self.close()?;
@@ -219,7 +231,7 @@ impl PartWriter {
             }
         };
         if stream > 0 {
-            self.stored.streams.push((extent.digest, extent.len));
+            self.stored.streams.push((extent.digest, extent.len, None));
         }
         self.index.extent(extent)
     }

@@ -209,10 +209,23 @@ impl Worker {
         }
         let digest = Digest::of(&stored);
         let len = u32::try_from(frame.len).map_err(|_| Error::integrity("a frame is too long"))?;
-        let Plain { number, stream, offset, buf, starts_member, runs_on, rows, ends_stream, .. } = frame;
+        let Plain { number, stream, offset, buf, starts_member, runs_on, rows, chunks, ends_stream, stream_end, .. } = frame;
         let _ = self.free.send(buf);
         let sealed =
-            Sealed { stream, offset, len, stored, digest, starts_member, runs_on, contents, rows, ends_stream };
+            Sealed {
+            stream,
+            offset,
+            len,
+            stored,
+            digest,
+            starts_member,
+            runs_on,
+            contents,
+            rows,
+            chunks,
+            ends_stream,
+            stream_end,
+        };
         Ok(self.out.send((number, sealed)).is_ok())
     }
 }

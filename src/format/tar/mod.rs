@@ -17,6 +17,11 @@ pub const SPARSE_RUN_COUNT_MAX: usize = 16_384;
 /// Members below this directory are bk's own (`.bk/incomplete`): notes for who restores without bk.
 pub const PRIVATE_DIR: &[u8] = b".bk";
 
+/// The path of an increment's `n`-th delta.
+pub fn delta_path(n: u64) -> Vec<u8> {
+    format!(".bk/delta/{n:08}").into_bytes()
+}
+
 /// `len` rounded up to whole blocks.
 pub fn padded(len: u64) -> u64 {
     len.next_multiple_of(BLOCK_LEN as u64)

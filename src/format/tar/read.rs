@@ -15,6 +15,9 @@ use crate::{
     },
 };
 
+/// A directory's list of names in an increment is at most this long, bytes.
+const DUMPDIR_LEN_MAX: u64 = 4 << 30;
+
 /// Reads members one after another from plain tar bytes.
 pub struct TarReader<R> {
     input: R,
@@ -81,7 +84,6 @@ impl<R: Read> TarReader<R> {
             check_block(&block).map_err(|e| e.context(format!("tar header after {offset}")))?;
         }
         let entry = self.entry(&block, pax).map_err(|e| e.context(format!("tar member at {offset}")))?;
-        self.pending = entry.stored_len;
         Ok(Some(Member { entry, offset, data_offset: self.offset }))
     }
 
@@ -117,7 +119,7 @@ impl<R: Read> TarReader<R> {
             b'2' => EntryKind::Symlink,
             b'3' => EntryKind::CharDevice,
             b'4' => EntryKind::BlockDevice,
-            b'5' => EntryKind::Dir,
+            b'5' | b'D' => EntryKind::Dir,
             b'6' => EntryKind::Fifo,
             other => return Err(bad(format!("unknown member type {other:#04x}"))),
         };
@@ -144,18 +146,29 @@ impl<R: Read> TarReader<R> {
         entry.rdev = (narrow(octal(&block[DEV_MAJOR])?)?, narrow(octal(&block[DEV_MINOR])?)?);
         entry.link = pax.linkpath.unwrap_or_else(|| until_nul(&block[LINK]).to_vec());
         entry.xattrs = pax.xattrs;
-        if kind != EntryKind::File && size != 0 {
+        let has_list = block[TYPE] == b'D';
+        if kind != EntryKind::File && size != 0 && !has_list {
             return Err(bad(format!("a member without content has size {size}")));
         }
         if i64::try_from(size).is_err() {
             return Err(bad(format!("size {size} out of range")));
         }
+        if has_list {
+            if size > DUMPDIR_LEN_MAX {
+                return Err(bad(format!("a directory's list of {size} bytes is above the limit")));
+            }
+            self.pending = size;
+            self.padding = padded(size) - size;
+            return Ok(entry);
+        }
         entry.size = size;
         entry.stored_len = size;
+        self.pending = size;
         self.padding = padded(size) - size;
         if let Some(real_size) = pax.sparse_size {
             let (runs, map_len) = self.sparse_map(size, real_size)?;
             entry.stored_len = size - map_len;
+            self.pending = entry.stored_len;
             if runs.iter().map(|r| r.len).sum::<u64>() != entry.stored_len {
                 return Err(bad("the sparse map does not add up"));
             }
@@ -325,7 +338,7 @@ impl Pax {
                 b"GNU.sparse.realsize" => {
                     pax.sparse_size = Some(decimal(value)?).filter(|&size| i64::try_from(size).is_ok());
                 }
-                b"SCHILY.acl.access" | b"SCHILY.acl.default" => {}
+                b"SCHILY.acl.access" | b"SCHILY.acl.default" | b"GNU.dumpdir" => {}
                 _ => match key.strip_prefix(b"SCHILY.xattr.") {
                     Some(name) => pax.xattrs.push((unescape(name)?, value.to_vec())),
                     None => return Err(bad(format!("unknown key `{}`", show::name(key)))),

@@ -14,6 +14,9 @@ use crate::model::{
 const OCTAL_7_MAX: u64 = 0o777_7777;
 const OCTAL_11_MAX: u64 = 0o777_7777_7777;
 
+/// A longer list of a directory's names has no room beside the attributes in a PAX header, bytes.
+const DUMPDIR_LEN_MAX: usize = 64 << 10;
+
 /// The name of every PAX member itself; readers never show it.
 const PAX_NAME: &[u8] = b"././@PaxHeader";
 
@@ -41,6 +44,12 @@ pub fn sparse_map(runs: &[Run], size: u64) -> Vec<u8> {
 /// Appends the header blocks of `entry`: a PAX member when one is needed, then the ustar block; for a sparse file also the map.
 /// What follows must be `entry.stored_len` bytes and the padding. Sockets have no member: nothing is appended.
 pub fn header(entry: &Entry, out: &mut Vec<u8>) -> Left {
+    header_with(entry, None, out)
+}
+
+/// Like [`header`]; a directory of an increment has `dumpdir`, the list of all names in it by which GNU tar removes what is gone.
+/// One too long for a PAX header makes it a member of GNU tar's own type, with the list as its data.
+pub fn header_with(entry: &Entry, dumpdir: Option<&[u8]>, out: &mut Vec<u8>) -> Left {
     let mut left = Left::default();
     let (type_byte, mut data_len) = match entry.kind {
         EntryKind::File => (b'0', entry.stored_len),
@@ -98,7 +107,13 @@ pub fn header(entry: &Entry, out: &mut Vec<u8>) -> Left {
     if entry.kind != EntryKind::HardLink {
         left.xattrs = !xattrs(&mut pax, entry);
     }
-    block[TYPE] = type_byte;
+    let long = dumpdir.filter(|list| list.len() > DUMPDIR_LEN_MAX);
+    match (dumpdir, long) {
+        (Some(list), None) => record(&mut pax, b"GNU.dumpdir", list),
+        (_, Some(list)) => octal(&mut block[SIZE], list.len() as u64),
+        (None, None) => {}
+    }
+    block[TYPE] = if long.is_some() { b'D' } else { type_byte };
     if !pax.is_empty() {
         pax_member(&pax, out);
     }
@@ -106,6 +121,10 @@ pub fn header(entry: &Entry, out: &mut Vec<u8>) -> Left {
     out.extend_from_slice(&block);
     if let Some(map) = map {
         out.extend_from_slice(&map);
+    }
+    if let Some(list) = long {
+        out.extend_from_slice(list);
+        out.resize(out.len().next_multiple_of(BLOCK_LEN), 0);
     }
     left
 }
