@@ -1,4 +1,4 @@
-//! The run book of `bk snapshot`: check the volume, read the log's head, store, index, commit.
+//! The run book of `bk snapshot`: check the volume, read the log, choose level and base, store, index, commit.
 
 use std::{ffi::OsString, path::PathBuf};
 
@@ -26,9 +26,13 @@ use crate::{
     model::{
         digest::Digest,
         ids::{Name, Nonce, RunId},
-        time::Instant,
+        time::{Instant, Lifetime},
     },
     monitor::Monitor,
+    plan::{
+        level::{self, Decision},
+        log::JobLog,
+    },
     source::{
         command::{Producer, Watched},
         roots::{self, Roots},
@@ -56,6 +60,10 @@ pub struct Request {
     pub selection: Selection,
     /// The patterns as they were given, for the job's definition.
     pub patterns: Vec<String>,
+    /// The level that is wanted; 0 when `None`.
+    pub level: Option<level::Request>,
+    /// How long it is kept; never ending when `None`.
+    pub keep: Option<Lifetime>,
     /// A stream to store, and its name.
     pub stream: Option<(Name, Input)>,
     /// Workers, codec, frames, verification.
@@ -84,8 +92,14 @@ pub struct Outcome {
     pub run_id: String,
     /// 0 to 9.
     pub level: u8,
+    /// The snapshot it is an increment of.
+    pub base: Option<u64>,
+    /// The level that was asked for, when level 0 was taken instead.
+    pub promoted_from: Option<u8>,
     /// When the run began.
     pub taken_at: Instant,
+    /// When it may go; null is never.
+    pub expires_at: Option<Instant>,
     /// Sums.
     pub totals: Totals,
     /// Warnings given.
@@ -94,6 +108,38 @@ pub struct Outcome {
     pub incomplete: Vec<Incomplete>,
     /// Named streams.
     pub streams: Vec<Stream>,
+}
+
+/// What a run would do: its level, and what follows from it.
+#[derive(Clone, Debug, Serialize)]
+pub struct Planned {
+    /// Its number in the log, if no other record comes before it.
+    pub seq: u64,
+    /// 0 to 9.
+    pub level: u8,
+    /// The clause of the schedule the level comes from.
+    pub because: Option<String>,
+    /// Why this level and base.
+    #[serde(flatten)]
+    pub decision: Decision,
+    /// When it may go; null is never.
+    pub expires_at: Option<Instant>,
+}
+
+/// What [`run`] would do by the log as it is. Writes nothing.
+pub fn plan(volume: &Volume, request: &Request, clock: &dyn Clock) -> Result<Planned> {
+    let roots = roots::resolve(request.base.as_deref(), &request.sources)?;
+    let names = stream_names(request, &roots)?;
+    let log = catalog::read(volume, &request.job)?;
+    let decision = decide(volume, &log, request, &definition(request, &roots, &names)?)?;
+    let because = request.level.as_ref().and_then(|level| level.because.clone());
+    let expires_at = request.keep.map_or(Ok(None), |keep| keep.after(clock.now()?))?;
+    Ok(Planned { seq: log.next()?.0, level: decision.level(), because, decision, expires_at })
+}
+
+fn decide(volume: &Volume, log: &JobLog, request: &Request, definition: &Digest) -> Result<Decision> {
+    let level = request.level.clone().unwrap_or_default();
+    level::decide(log, &level, definition, |member| catalog::damage(volume, member))
 }
 
 /// Takes a snapshot. `local` is the volume's directory, which is never stored in itself.
@@ -110,12 +156,29 @@ pub fn run(
         return Err(Error::usage("there is nothing to store").with_hint("name paths, --stdin NAME, or -- COMMAND"));
     }
     check_volume(volume)?;
-    let head = catalog::head(volume, &request.job)?;
+    let log = catalog::read(volume, &request.job)?;
+    let definition = definition(request, &roots, &names)?;
+    let decision = decide(volume, &log, request, &definition)?;
+    if let Decision::Promoted { from, why } = &decision {
+        monitor.warn(&format!("level 0 is taken instead of level {from}: {why}"));
+    }
+    if let Decision::Increment { level, base, .. } = &decision {
+        // The engine's increments come here.
+        let what = format!("level {level} over {}/{base}: this bk takes only level 0", request.job);
+        return Err(Error::usage(what));
+    }
     let taken_at = clock.now()?;
+    let place = Place {
+        next: log.next()?,
+        expires_at: request.keep.map_or(Ok(None), |keep| keep.after(taken_at))?,
+        taken_at,
+        definition,
+        decision,
+    };
     let run_id = RunId::new(clock.unix_ms())?;
     let run = Run { volume, local, request, monitor, roots, names, dir: run_dir(&request.job, run_id) };
     let stored = run.store().and_then(|(tree, streams, stored)| {
-        let mut snapshot = run.record(run_id, head, taken_at, &tree, streams, &stored)?;
+        let mut snapshot = run.record(run_id, &place, &tree, streams, &stored)?;
         run.restore_txt(&mut snapshot, &stored.parts)?;
         if let Some(signal) = monitor.interrupted() {
             return Err(Error::new(Kind::Signal(signal), "interrupted"));
@@ -123,19 +186,22 @@ pub fn run(
         Ok((snapshot, tree))
     });
     let (snapshot, tree) = stored.inspect_err(|_| run.remove_objects())?;
-    if let Err(e) = catalog::commit(volume, snapshot.clone()) {
-        // Only what is certainly not recorded may go.
-        if let Ok(false) = catalog::is_recorded(volume, &snapshot) {
+    let snapshot = catalog::commit(volume, snapshot, place.decision.chain()).map_err(|failed| {
+        // Only what is certainly not recorded, and never will be, may go.
+        if failed.is_certain {
             run.remove_objects();
         }
-        return Err(e);
-    }
+        failed.error
+    })?;
     Ok(Outcome {
         snapshot: format!("{}/{}", snapshot.job, snapshot.seq),
         outcome: if snapshot.totals.incomplete > 0 { "incomplete" } else { "done" },
         run_id: run_id.to_string(),
         level: snapshot.level,
+        base: snapshot.base.as_ref().map(|base| base.seq),
+        promoted_from: snapshot.promoted_from,
         taken_at,
+        expires_at: snapshot.expires_at,
         totals: snapshot.totals,
         warnings: tree.warnings,
         incomplete: snapshot.incomplete,
@@ -167,6 +233,32 @@ fn stream_names(request: &Request, roots: &Roots) -> Result<Vec<Name>> {
         return Err(Error::usage("two streams have the same name"));
     }
     Ok(names)
+}
+
+/// What a run decided before it read anything.
+struct Place {
+    /// The seq it aims at, and the digest of the record before it.
+    next: (u64, Option<Digest>),
+    taken_at: Instant,
+    expires_at: Option<Instant>,
+    definition: Digest,
+    decision: Decision,
+}
+
+/// What was asked for, as a digest: an increment of another definition is no increment.
+fn definition(request: &Request, roots: &Roots, names: &[Name]) -> Result<Digest> {
+    let definition = serde_json::json!({
+        "base": request.base.as_ref().map(|_| roots.base.display().to_string()),
+        "sources": roots.shown,
+        "exclude": request.patterns,
+        "exclude_caches": request.selection.exclude_caches,
+        "exclude_if_present": request.selection.exclude_if_present,
+        "one_file_system": request.selection.one_file_system,
+        "streams": names,
+    });
+    let bytes =
+        serde_json::to_vec(&definition).map_err(|e| Error::usage(format!("cannot write the definition: {e}")))?;
+    Ok(Digest::of(&bytes))
 }
 
 /// A named stream and where it came from.
@@ -258,8 +350,7 @@ impl Run<'_> {
     fn record(
         &self,
         run_id: RunId,
-        head: catalog::Head,
-        taken_at: Instant,
+        place: &Place,
         tree: &tree::Outcome,
         streams: Vec<Named>,
         stored: &Stored,
@@ -274,13 +365,14 @@ impl Run<'_> {
             run_id,
             nonce: Nonce::new()?,
             epoch: 0,
-            seq: head.seq + 1,
-            prev: head.digest,
-            level: 0,
+            seq: place.next.0,
+            prev: place.next.1,
+            level: place.decision.level(),
             base: None,
-            taken_at,
-            expires_at: None,
-            definition: self.definition()?,
+            promoted_from: place.decision.promoted_from(),
+            taken_at: place.taken_at,
+            expires_at: place.expires_at,
+            definition: place.definition,
             codec: request.pipeline.codec,
             sources: self
                 .roots
@@ -304,23 +396,6 @@ impl Run<'_> {
             crypto: None,
             sig: None,
         })
-    }
-
-    /// What was asked for, as a digest: an increment of another definition is no increment.
-    fn definition(&self) -> Result<Digest> {
-        let request = self.request;
-        let definition = serde_json::json!({
-            "base": request.base.as_ref().map(|_| self.roots.base.display().to_string()),
-            "sources": self.roots.shown,
-            "exclude": request.patterns,
-            "exclude_caches": request.selection.exclude_caches,
-            "exclude_if_present": request.selection.exclude_if_present,
-            "one_file_system": request.selection.one_file_system,
-            "streams": self.names,
-        });
-        let bytes =
-            serde_json::to_vec(&definition).map_err(|e| Error::usage(format!("cannot write the definition: {e}")))?;
-        Ok(Digest::of(&bytes))
     }
 
     fn restore_txt(&self, snapshot: &mut Snapshot, parts: &[String]) -> Result<()> {
