@@ -149,7 +149,6 @@ pub fn damage_in(items: &[Item], snapshot: &Snapshot) -> Option<String> {
     let parts: Vec<&Item> = items.iter().filter(is_part).collect();
     let (count, bytes) = (parts.len() as u64, parts.iter().map(|part| part.len).sum::<u64>());
     let totals = &snapshot.totals;
-    ((count, bytes) != (totals.parts, totals.stored_bytes)).then(|| {
-        format!("it has {count} parts of {bytes} bytes, not {} of {}", totals.parts, totals.stored_bytes)
-    })
+    ((count, bytes) != (totals.parts, totals.stored_bytes))
+        .then(|| format!("it has {count} parts of {bytes} bytes, not {} of {}", totals.parts, totals.stored_bytes))
 }

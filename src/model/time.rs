@@ -74,7 +74,8 @@ impl std::str::FromStr for Lifetime {
     /// Units fall from left to right, each at most once. `m` is minutes, and months elsewhere: alone it is refused.
     fn from_str(text: &str) -> Result<Self> {
         let bad = |hint: &str| {
-            Err(Error::usage(format!("not a time to keep a snapshot: `{}`", super::show::name(text.as_bytes()))).with_hint(hint))
+            Err(Error::usage(format!("not a time to keep a snapshot: `{}`", super::show::name(text.as_bytes())))
+                .with_hint(hint))
         };
         const HINT: &str = "write 4w, `1w 3d`, 12h, 30min, 6mo (months) or never";
         let mut rest = text.trim();
@@ -143,7 +144,23 @@ mod tests {
         ] {
             assert_eq!(text.parse().ok(), expected, "{text}");
         }
-        for bad in ["", "5", "5m", "5 m", "m", "1d 1w", "1d 1d", "1h 5m 5min", "0d", "-1d", "1y", "1.5d", "99999999999w", "1w,3d", "1ä"] {
+        for bad in [
+            "",
+            "5",
+            "5m",
+            "5 m",
+            "m",
+            "1d 1w",
+            "1d 1d",
+            "1h 5m 5min",
+            "0d",
+            "-1d",
+            "1y",
+            "1.5d",
+            "99999999999w",
+            "1w,3d",
+            "1ä",
+        ] {
             assert!(bad.parse::<Lifetime>().is_err(), "{bad}");
         }
         let hint = "5m".parse::<Lifetime>().unwrap_err();

@@ -101,7 +101,8 @@ pub fn run(volume: &Volume, request: &Request, clock: &dyn Clock, monitor: &dyn 
     let mut outcome = Outcome::default();
     for job in jobs {
         let lying = catalog::runs(&items, &job);
-        let mut one = Job { volume, request, job, lying, now, unix_ms: clock.unix_ms(), monitor, outcome: &mut outcome };
+        let mut one =
+            Job { volume, request, job, lying, now, unix_ms: clock.unix_ms(), monitor, outcome: &mut outcome };
         if let Err(e) = one.run() {
             if matches!(e.kind(), Kind::Signal(_)) {
                 return Err(e);
@@ -191,7 +192,12 @@ impl Job<'_> {
     fn sweep(&mut self, log: &mut JobLog) -> Result<()> {
         let orphans = |log: &JobLog| -> Vec<RunName> {
             let old = |run: &RunId| run.unix_ms().saturating_add(self.request.sweep_grace * 1000) <= self.unix_ms;
-            self.lying.keys().filter(|run| !log.knows(**run) && old(run)).take(NAMES_MAX).map(|run| RunName(*run)).collect()
+            self.lying
+                .keys()
+                .filter(|run| !log.knows(**run) && old(run))
+                .take(NAMES_MAX)
+                .map(|run| RunName(*run))
+                .collect()
         };
         if orphans(log).is_empty() {
             return Ok(());
@@ -260,7 +266,8 @@ pub fn remove(volume: &Volume, job: &Name, runs: &[RunId], threads: usize, monit
     let one = |run: &RunId| -> Result<()> {
         for item in volume.store.list(&run_dir(job, *run))? {
             if let Some(signal) = monitor.interrupted() {
-                return Err(Error::new(Kind::Signal(signal), "interrupted").with_hint("`bk expire` goes on where this one stopped"));
+                return Err(Error::new(Kind::Signal(signal), "interrupted")
+                    .with_hint("`bk expire` goes on where this one stopped"));
             }
             volume.store.delete(&item.key)?;
             objects.fetch_add(1, Ordering::Relaxed);

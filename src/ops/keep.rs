@@ -50,7 +50,13 @@ pub fn set(volume: &Volume, name: &SnapshotName, when: When, node: &str, clock: 
 }
 
 /// Keeps a snapshot, whatever its time says, until it is released.
-pub fn hold(volume: &Volume, name: &SnapshotName, comment: Option<&str>, node: &str, clock: &dyn Clock) -> Result<Outcome> {
+pub fn hold(
+    volume: &Volume,
+    name: &SnapshotName,
+    comment: Option<&str>,
+    node: &str,
+    clock: &dyn Clock,
+) -> Result<Outcome> {
     if comment.is_some_and(|text| text.len() > COMMENT_LEN_MAX) {
         return Err(Error::usage(format!("the comment is longer than {COMMENT_LEN_MAX} bytes")));
     }

@@ -62,7 +62,11 @@ mod tests {
             made.snapshot(level, base, None);
         }
         let state = |made: &Made, seq| made.log.state(seq).unwrap().snapshot.clone();
-        let mine = { let mut mine = state(&made, 2); mine.seq = 4; mine };
+        let mine = {
+            let mut mine = state(&made, 2);
+            mine.seq = 4;
+            mine
+        };
         let record = |made: &mut Made, what: &str| {
             use crate::format::{change::Change, change::What, volume::FORMAT_VERSION};
             use crate::model::ids::Nonce;

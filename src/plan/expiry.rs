@@ -164,7 +164,10 @@ pub fn why(log: &JobLog, state: &State, unusable: &BTreeSet<u64>, now: Instant) 
         None => format!("never expires{by}"),
     });
     if let Some(mark) = &state.hold {
-        let comment = mark.comment.as_ref().map_or_else(String::new, |text| format!(": {}", crate::model::show::name(text.as_bytes())));
+        let comment = mark
+            .comment
+            .as_ref()
+            .map_or_else(String::new, |text| format!(": {}", crate::model::show::name(text.as_bytes())));
         facts.push(format!("on hold since {} by record {} of {}{comment}", mark.at, mark.seq, mark.node));
     }
     let options = Options { now, allow_last: false, yes: true };
@@ -271,9 +274,8 @@ mod tests {
     fn facts() {
         let mut made = two_chains();
         made.change(Hold { snapshot: made.named(3), comment: Some("audit".to_owned()) });
-        let facts = |made: &Made, seq| {
-            why(&made.log, made.log.state(seq).unwrap(), &BTreeSet::new(), day(300)).join("\n")
-        };
+        let facts =
+            |made: &Made, seq| why(&made.log, made.log.state(seq).unwrap(), &BTreeSet::new(), day(300)).join("\n");
         assert!(facts(&made, 1).contains("base of db/2") && facts(&made, 1).contains("held, since db/3 need"));
         assert!(facts(&made, 3).contains("record 5 of n1: audit"));
         made.expire(&[4]);

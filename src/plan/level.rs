@@ -34,6 +34,7 @@ pub enum Decision {
     /// An increment.
     Increment {
         /// Its level, 1 to 9.
+        #[serde(skip)]
         level: u8,
         /// The seq of its base.
         base: u64,
@@ -132,7 +133,10 @@ fn base(
     };
     for member in &chain {
         if let Some(what) = damage(member)? {
-            return Ok(Err((Kind::Integrity, format!("{job}/{}, which is needed as a base, is damaged: {what}", member.seq))));
+            return Ok(Err((
+                Kind::Integrity,
+                format!("{job}/{}, which is needed as a base, is damaged: {what}", member.seq),
+            )));
         }
     }
     Ok(Ok(chain))

@@ -127,10 +127,25 @@ mod tests {
     #[test]
     fn what_is_not_a_schedule_is_refused() {
         for text in [
-            "", "0", "0 on sun", "otherwise", "1 otherwise, 0 on sun", "1 otherwise, 2 otherwise", "10 on sun, 1 otherwise",
-            "0 on, 1 otherwise", "0 on 32nd, 1 otherwise", "0 on 1th, 1 otherwise", "0 on 0th, 1 otherwise",
-            "0 on so, 1 otherwise", "0 on sun mon, 1 otherwise", "0 on sun and, 1 otherwise", "0 sun, 1 otherwise",
-            "x on sun, 1 otherwise", "0 on 11st, 1 otherwise", "0 on 1, 1 otherwise", ",",
+            "",
+            "0",
+            "0 on sun",
+            "otherwise",
+            "1 otherwise, 0 on sun",
+            "1 otherwise, 2 otherwise",
+            "10 on sun, 1 otherwise",
+            "0 on, 1 otherwise",
+            "0 on 32nd, 1 otherwise",
+            "0 on 1th, 1 otherwise",
+            "0 on 0th, 1 otherwise",
+            "0 on so, 1 otherwise",
+            "0 on sun mon, 1 otherwise",
+            "0 on sun and, 1 otherwise",
+            "0 sun, 1 otherwise",
+            "x on sun, 1 otherwise",
+            "0 on 11st, 1 otherwise",
+            "0 on 1, 1 otherwise",
+            ",",
         ] {
             assert!(text.parse::<Schedule>().is_err(), "{text}");
         }

@@ -94,7 +94,8 @@ pub fn commit_by(
             }
             (Verdict::Lost { by, why }, _) => {
                 let what = format!("this run is not kept: record {job}/{by} {why}");
-                let error = Error::new(Kind::Lost, what).with_hint(format!("`bk list {job}` shows the snapshots there are"));
+                let error =
+                    Error::new(Kind::Lost, what).with_hint(format!("`bk list {job}` shows the snapshots there are"));
                 return Err(Failed { error, is_certain: true });
             }
             (Verdict::Aim, _) if head >= aim => {
