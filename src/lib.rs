@@ -10,19 +10,20 @@
 //! | 6 | [`ops`] | one run book a verb |
 //! | 4 | [`engine`] | `write` (tree, stream, framer, pipeline, part, index), `read`, `catalog` |
 //! | 3 | [`volume`], [`source`] | where objects lie; what is read |
-//! | 2 | [`format`], [`config`] | bytes to values and back, pure; what was typed and what it means |
+//! | 2 | [`format`], [`plan`], [`config`] | bytes to values and back, pure; decisions, pure; what was typed and what it means |
 //! | 1 | [`model`], [`monitor`], [`clock`] | small values; how the library reports; the time |
 //! | 0 | [`error`] | one error type |
 //!
 //! # The life of a snapshot
 //!
 //! 1. `cli::snapshot` turns what was typed into a [`ops::snapshot::Request`].
-//! 2. [`ops::snapshot::run`] checks the volume and reads the head of the job's log, once.
+//! 2. [`ops::snapshot::run`] checks the volume and reads the job's log, once; [`plan::level`] chooses level and base.
 //! 3. [`source::walk`] tells entries in order; [`engine::write::tree`] writes each one's tar header and reads its bytes behind it,
 //!    straight into the frame of [`engine::write::framer`].
 //! 4. [`engine::write::pipeline`] hands full frames to workers that hash and compress them.
 //! 5. [`engine::write::part`] stores them in order as parts and tells [`engine::write::index`] where everything lies.
-//! 6. [`engine::catalog::commit`] creates the record. From then on, and only from then on, the snapshot exists.
+//! 6. [`engine::catalog::commit`] creates the record. From then on, and only from then on, the snapshot exists,
+//!    until a record of [`ops::expire`] names it: objects are deleted only after that.
 //!
 //! # The life of a read
 //!
@@ -41,5 +42,6 @@ pub mod format;
 pub mod model;
 pub mod monitor;
 pub mod ops;
+pub mod plan;
 pub mod source;
 pub mod volume;

@@ -53,8 +53,11 @@ fn seed() -> &'static Seed {
             },
             patterns: vec![],
             stream: None,
+            level: None,
+            keep: None,
             pipeline: pipeline::Settings { threads: 1, codec: Codec::None, frame_len: 4096, verify_all: false },
-            part_len: 4096,
+            ignore_inode: false,
+        part_len: 4096,
         };
         snapshot::run(&volume, None, &request, &System, &Silent).expect("a snapshot");
         let all = store.list("").expect("a list");
@@ -62,7 +65,7 @@ fn seed() -> &'static Seed {
         let record_key = record_key(&request.job, 1);
         let bytes = store.read(&record_key, 1 << 20).expect("read");
         let record = Record::decode(&bytes).expect("a record");
-        let Record::Snapshot(s) = &record;
+        let Record::Snapshot(s) = &record else { panic!("not a snapshot") };
         let index_key = format!("{}{INDEX_NAME}", run_dir(&s.job, s.run_id));
         let index = store.read(&index_key, 1 << 20).expect("read");
         let len = index.len() as u64;
@@ -113,7 +116,7 @@ pub fn run(data: &[u8]) {
     let tail = encode_tail(&directory).expect("a tail");
     index.extend_from_slice(&tail.bytes);
     let mut record = seed.record.clone();
-    let Record::Snapshot(s) = &mut record;
+    let Record::Snapshot(s) = &mut record else { panic!("not a snapshot") };
     s.index.len = index.len() as u64;
     s.index.tail_digest = tail.digest;
     let store = MemoryStore::default();

@@ -14,7 +14,7 @@ use crate::{
 
 pub fn run(context: &Context<'_>, args: &ListArgs) -> Result<Ended> {
     let job = args.job.as_ref().map(|job| job.parse()).transpose()?;
-    let found = list::run(&context.volume()?, job.as_ref())?;
+    let found = list::run(&context.volume()?, job.as_ref(), &System)?;
     let out = context.out;
     if out.is_json() {
         for row in &found.rows {
@@ -37,7 +37,7 @@ pub fn run(context: &Context<'_>, args: &ListArgs) -> Result<Ended> {
                 row.snapshot.clone(),
                 row.level.to_string(),
                 row.taken_at.0.strftime("%Y-%m-%d %H:%M:%S").to_string(),
-                row.expires_at.map_or_else(|| "never".to_owned(), |at| at.to_string()),
+                expires(row),
                 show_size(row.totals.content_bytes),
                 show_size(row.totals.stored_bytes + row.totals.index_bytes),
                 row.totals.files.to_string(),
@@ -52,6 +52,16 @@ pub fn run(context: &Context<'_>, args: &ListArgs) -> Result<Ended> {
         out.fault(&format!("damaged: {fault}"));
     }
     Ok(if found.faults.is_empty() { Ended::Done } else { Ended::Faults })
+}
+
+/// When a snapshot goes, and what keeps it beyond that.
+fn expires(row: &list::Row) -> String {
+    let at = row.expires_at.map_or_else(|| "never".to_owned(), |at| at.to_string());
+    match (row.hold, row.held) {
+        (true, _) => at + " (hold)",
+        (false, true) => at + " (held)",
+        (false, false) => at,
+    }
 }
 
 /// Lines of columns as wide as their widest cell; the columns in `right` are numbers.
@@ -71,7 +81,7 @@ fn table<const N: usize>(rows: &[[String; N]], right: &[usize]) -> Vec<String> {
 pub fn create(context: &Context<'_>, dir: &Path) -> Result<Ended> {
     let volume = create_local(dir, System.now()?)?;
     if context.out.is_json() {
-        context.out.object("result", &list::info(&volume)?)?;
+        context.out.object("result", &list::info(&volume, &System)?)?;
     } else {
         context.out.say(&format!("volume {} made in {}", volume.file.id.as_str(), volume.shown));
     }
@@ -83,7 +93,7 @@ pub fn info(context: &Context<'_>, dir: Option<&Path>) -> Result<Ended> {
         Some(dir) => open_local(dir)?,
         None => context.volume()?,
     };
-    let info = list::info(&volume)?;
+    let info = list::info(&volume, &System)?;
     if context.out.is_json() {
         context.out.object("result", &info)?;
         return Ok(Ended::Done);

@@ -3,6 +3,7 @@
 mod browse;
 mod check;
 mod exit;
+mod expire;
 mod list;
 mod output;
 mod progress;
@@ -56,6 +57,10 @@ fn run(cli: &Cli, out: &Output, signals: &signals::Signals) -> Result<Ended> {
         Command::Diff(args) => browse::diff(&context, args),
         Command::Restore(args) => restore::run(&context, args),
         Command::Verify(args) => check::run(&context, args),
+        Command::Expire(args) => expire::run(&context, args),
+        Command::Hold(args) => expire::hold(&context, args),
+        Command::Release(args) => expire::release(&context, args),
+        Command::Why(args) => expire::why(&context, args),
         Command::Volume(VolumeCommand::Create { dir }) => list::create(&context, dir),
         Command::Volume(VolumeCommand::Info { dir }) => list::info(&context, dir.as_deref()),
         Command::Completions { shell } => shell::completions(*shell),

@@ -2,18 +2,26 @@
 
 use super::{Context, Ended, progress::show_time};
 use crate::{
-    clock::System,
+    clock::{Clock, System},
     config::{meaning, typed::SnapshotArgs},
     engine::write::pipeline,
     error::{Error, Result},
-    model::units::show_size,
-    ops::snapshot::{self, Input, Outcome, Request},
+    model::{time::Lifetime, units::show_size},
+    ops::snapshot::{self, Input, Outcome, Planned, Request},
+    plan::{
+        level::{self, Decision},
+        schedule::Schedule,
+    },
     source::select::{Globs, Selection, parse_exclude_file},
 };
 
 pub fn run(context: &Context<'_>, args: &SnapshotArgs) -> Result<Ended> {
     let request = request(context, args)?;
     let (volume, local) = (context.volume()?, context.local()?);
+    if args.dry_run {
+        let planned = snapshot::plan(&volume, &request, &System)?;
+        return show_plan(context, &request, &planned);
+    }
     let progress = context.progress("snapshot");
     let outcome = snapshot::run(&volume, Some(&local), &request, &System, &progress)?;
     let seconds = progress.elapsed().as_secs_f64();
@@ -51,7 +59,9 @@ fn request(context: &Context<'_>, args: &SnapshotArgs) -> Result<Request> {
         }
     };
     Ok(Request {
-        node: meaning::node(args),
+        node: meaning::node(args.node.as_ref()),
+        level: level(args)?,
+        keep: args.expire.as_ref().filter(|text| !text.is_empty()).map(|text| text.parse::<Lifetime>()).transpose()?,
         base: args.directory.clone(),
         sources: args.paths.clone(),
         selection: Selection {
@@ -69,10 +79,55 @@ fn request(context: &Context<'_>, args: &SnapshotArgs) -> Result<Request> {
             verify_all: args.verify_write,
         },
         part_len: storing.part_len,
-        level: args.level,
         ignore_inode: args.ignore_inode,
         job,
     })
+}
+
+/// The level that is wanted: as typed, or by the schedule for this day in this node's time zone.
+fn level(args: &SnapshotArgs) -> Result<Option<level::Request>> {
+    let levels = args.levels.as_ref().filter(|text| !text.trim().is_empty());
+    let schedule = levels.map(|text| text.parse::<Schedule>()).transpose()?;
+    let (level, because) = match (args.level.as_deref(), schedule) {
+        (None, None) => (0, None),
+        (None | Some("auto"), Some(schedule)) => {
+            let zone = jiff::tz::TimeZone::try_system().unwrap_or(jiff::tz::TimeZone::UTC);
+            let now = System.now()?.0.to_zoned(zone);
+            let (level, clause) = schedule.on(now.date());
+            (level, Some(format!("`{clause}` on {}", now.strftime("%A %Y-%m-%d, %Q"))))
+        }
+        (Some("auto"), None) => {
+            return Err(Error::usage("--level auto has no schedule").with_hint("--levels '0 on sun, 1 otherwise'"));
+        }
+        (Some(text), _) => match text.parse::<u8>() {
+            Ok(level @ 0..=9) => (level, None),
+            _ => return Err(Error::usage(format!("--level {text} is not 0 to 9 or auto"))),
+        },
+    };
+    Ok(Some(level::Request { level, because, no_promote: args.no_promote, strict_base: args.strict_base }))
+}
+
+/// `--dry-run`: what would be taken and why.
+fn show_plan(context: &Context<'_>, request: &Request, planned: &Planned) -> Result<Ended> {
+    let out = context.out;
+    if out.is_json() {
+        out.object("result", planned)?;
+        return Ok(Ended::Done);
+    }
+    let (job, because) = (&request.job, planned.because.as_ref());
+    let because = because.map_or_else(String::new, |text| format!(" by {text}"));
+    out.line(&format!("level {}{because}", planned.level))?;
+    match &planned.decision {
+        Decision::Full => {}
+        Decision::Increment { base, chain, .. } => {
+            let chain: Vec<String> = chain.iter().map(|seq| format!("{job}/{seq}")).collect();
+            out.line(&format!("base {job}/{base}, the newest of a lower level; chain {}", chain.join(" ")))?;
+        }
+        Decision::Promoted { from, why } => out.line(&format!("instead of level {from}: {why}"))?,
+    }
+    let expires = planned.expires_at.map_or_else(|| "never".to_owned(), |at| at.to_string());
+    out.line(&format!("expires {expires}"))?;
+    Ok(Ended::Done)
 }
 
 #[expect(
@@ -86,7 +141,8 @@ fn summary(context: &Context<'_>, outcome: &Outcome, seconds: f64) {
     let stored = totals.stored_bytes + totals.index_bytes;
     let ratio = totals.content_bytes as f64 / stored.max(1) as f64;
     let rate = totals.content_bytes as f64 / seconds.max(0.001);
-    let mut text = format!("snapshot {} level {}: ", outcome.snapshot, outcome.level);
+    let base = outcome.base.map_or_else(String::new, |base| format!(" over {base}"));
+    let mut text = format!("snapshot {} level {}{base}: ", outcome.snapshot, outcome.level);
     if totals.entries > 0 {
         text += &format!("{} entries, {} files, ", totals.entries, totals.files);
     }
@@ -97,6 +153,9 @@ fn summary(context: &Context<'_>, outcome: &Outcome, seconds: f64) {
         if seconds < 60.0 { format!("{seconds:.1} s") } else { show_time(seconds as u64) },
         show_size(rate as u64),
     );
+    if let Some(at) = outcome.expires_at {
+        text += &format!(", expires {at}");
+    }
     context.out.say(&text);
     if totals.incomplete > 0 {
         context.out.fault(&format!("{} entries are incomplete:", totals.incomplete));

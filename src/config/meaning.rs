@@ -82,9 +82,9 @@ pub fn storing(args: &SnapshotArgs) -> Result<Storing> {
 }
 
 /// This node's name: as given, or the host's.
-pub fn node(args: &SnapshotArgs) -> String {
+pub fn node(typed: Option<&String>) -> String {
     let host = || rustix::system::uname().nodename().to_string_lossy().into_owned();
-    args.node.clone().filter(|name| !name.is_empty()).unwrap_or_else(host)
+    typed.cloned().filter(|name| !name.is_empty()).unwrap_or_else(host)
 }
 
 /// `OFFSET:LEN` or `OFFSET`; a length of `None` is to the end.

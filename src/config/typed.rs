@@ -42,7 +42,7 @@ pub struct Global {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Take a snapshot of trees, standard input or a command's output
-    Snapshot(SnapshotArgs),
+    Snapshot(Box<SnapshotArgs>),
     /// List snapshots
     List(ListArgs),
     /// List the files of a snapshot
@@ -57,6 +57,14 @@ pub enum Command {
     Verify(VerifyArgs),
     /// Show what differs between two snapshots
     Diff(DiffArgs),
+    /// Remove snapshots that are past their time, or set that time
+    Expire(ExpireArgs),
+    /// Keep a snapshot until it is released, whatever its time says
+    Hold(HoldArgs),
+    /// End the hold of a snapshot
+    Release(ReleaseArgs),
+    /// Tell why a snapshot is still there, or no more
+    Why(WhyArgs),
     /// Make or describe a volume
     #[command(subcommand)]
     Volume(VolumeCommand),
@@ -103,8 +111,6 @@ pub struct SnapshotArgs {
     /// Read such patterns from a file, one a line
     #[arg(long, value_name = "FILE")]
     pub exclude_file: Vec<PathBuf>,
-    #[arg(long)]
-    pub level: Option<u8>,
     /// Inode numbers say nothing, as on some network file systems: a file counts as unchanged without them
     #[arg(long)]
     pub ignore_inode: bool,
@@ -126,6 +132,25 @@ pub struct SnapshotArgs {
     /// Stored size of a part, 16MiB to 1GiB
     #[arg(long, value_name = "SIZE", default_value = "64MiB")]
     pub part_size: String,
+    /// 0 is everything, 1 to 9 what changed since the newest snapshot of a lower level; `auto` asks --levels
+    /// (default: auto when there is --levels, else 0)
+    #[arg(long, value_name = "0-9|auto")]
+    pub level: Option<String>,
+    /// Which level on which day, by this node's time zone: `0 on sun, 1 otherwise`, `0 on 1st, 1 on sun, 2 otherwise`
+    #[arg(long, value_name = "TEXT", env = "BK_LEVELS")]
+    pub levels: Option<String>,
+    /// Fail when the level has no usable base, instead of taking level 0
+    #[arg(long)]
+    pub no_promote: bool,
+    /// Take only a snapshot of the level just below as the base
+    #[arg(long)]
+    pub strict_base: bool,
+    /// How long to keep it: `4w`, `1w 3d`, `6mo`, `never` (default: never ending)
+    #[arg(long, value_name = "TIME", env = "BK_EXPIRE")]
+    pub expire: Option<String>,
+    /// Show level, base and expiry, and stop there
+    #[arg(long, short = 'n')]
+    pub dry_run: bool,
     /// Decode every frame again before it counts (default: one in 64)
     #[arg(long)]
     pub verify_write: bool,
@@ -244,6 +269,64 @@ pub struct DiffArgs {
     pub a: String,
     /// The newer one
     pub b: String,
+}
+
+/// `bk expire`
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  bk expire --dry-run\n  bk expire db\n  bk expire --set db/17 never\n  bk expire --set db/17 '1w 3d'\nA snapshot that a live one needs is held until that one goes."
+)]
+pub struct ExpireArgs {
+    /// Only this job
+    pub job: Option<String>,
+    /// Set when a snapshot may go: a time from now, an instant (2027-01-31T00:00:00Z), or never
+    #[arg(long, num_args = 2, value_names = ["SNAPSHOT", "WHEN"], conflicts_with_all = ["job", "dry_run", "allow_last", "yes"])]
+    pub set: Option<Vec<String>>,
+    /// Show what would be done
+    #[arg(long, short = 'n')]
+    pub dry_run: bool,
+    /// Let the last usable chain of a job go, too
+    #[arg(long)]
+    pub allow_last: bool,
+    /// Let more than 20 % of a job's snapshots go at once
+    #[arg(long)]
+    pub yes: bool,
+    /// This node's name in the record (default: the host's name)
+    #[arg(long, env = "BK_NODE", value_name = "NAME")]
+    pub node: Option<String>,
+    /// Seconds that runs stay which were never recorded (default: a day)
+    #[arg(long, hide = true, value_name = "SECONDS")]
+    pub sweep_grace: Option<u64>,
+}
+
+/// `bk hold`
+#[derive(Debug, Args)]
+pub struct HoldArgs {
+    /// The snapshot
+    pub snapshot: String,
+    /// Why
+    #[arg(long, value_name = "TEXT")]
+    pub comment: Option<String>,
+    /// This node's name in the record (default: the host's name)
+    #[arg(long, env = "BK_NODE", value_name = "NAME")]
+    pub node: Option<String>,
+}
+
+/// `bk release`
+#[derive(Debug, Args)]
+pub struct ReleaseArgs {
+    /// The snapshot
+    pub snapshot: String,
+    /// This node's name in the record (default: the host's name)
+    #[arg(long, env = "BK_NODE", value_name = "NAME")]
+    pub node: Option<String>,
+}
+
+/// `bk why`
+#[derive(Debug, Args)]
+pub struct WhyArgs {
+    /// The snapshot; an expired one by its number
+    pub snapshot: String,
 }
 
 /// `bk volume`

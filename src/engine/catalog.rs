@@ -1,43 +1,36 @@
-//! The log of a job: what exists, and how a run makes its record.
+//! The log of a job on a volume: reading it, finding snapshots in it, and what lies in data. [`commit`] appends to it.
+
+mod append;
+
+use std::collections::BTreeMap;
 
 use crate::{
     error::{Error, Kind, Result},
     format::{
         envelope,
-        layout::{self, log_dir, record_key},
+        layout::{self, log_dir, record_key, run_dir},
         record::{Record, Snapshot},
     },
     model::{
         digest::Digest,
-        ids::{Name, SnapshotName, Which},
+        ids::{Name, RunId, SnapshotName, Which},
+        show::name as show_name,
     },
-    volume::{Created, Volume},
+    volume::{Item, Volume},
 };
 
-/// The end of a log as it was read once, at the start of a run.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Head {
-    /// The newest record's number; 0 when there is none.
-    pub seq: u64,
-    /// Its digest.
-    pub digest: Option<Digest>,
-}
-
-/// The log of one job, read.
-#[derive(Debug)]
-pub struct JobLog {
-    /// Its snapshots, by seq.
-    pub snapshots: Vec<Snapshot>,
-    /// What is wrong with it: damaged records, gaps, broken links.
-    pub faults: Vec<Error>,
-    /// How many records there are.
-    pub records: u64,
-}
+pub use crate::plan::log::{Head, JobLog, State};
+pub use append::{Author, Failed, change, commit, commit_by};
 
 /// The names of all jobs that have a log.
 pub fn jobs(volume: &Volume) -> Result<Vec<Name>> {
+    Ok(jobs_of(&volume.store.list("log/")?))
+}
+
+/// The names of all jobs in keys below `log/` or `data/`, sorted.
+pub fn jobs_of(items: &[Item]) -> Vec<Name> {
     let mut jobs: Vec<Name> = Vec::new();
-    for item in volume.store.list("log/")? {
+    for item in items {
         let name = item.key.split('/').nth(1).unwrap_or_default();
         match name.parse::<Name>() {
             Ok(job) if jobs.last() != Some(&job) => jobs.push(job),
@@ -46,7 +39,7 @@ pub fn jobs(volume: &Volume) -> Result<Vec<Name>> {
     }
     jobs.sort();
     jobs.dedup();
-    Ok(jobs)
+    jobs
 }
 
 fn seqs(volume: &Volume, job: &Name) -> Result<Vec<u64>> {
@@ -61,144 +54,101 @@ fn read_record(volume: &Volume, job: &Name, seq: u64) -> Result<(Record, Digest)
     let key = record_key(job, seq);
     let bytes = volume.store.read(&key, envelope::JSON_LEN_MAX)?;
     let record = Record::decode(&bytes).map_err(|e| e.context(&key))?;
-    let Record::Snapshot(snapshot) = &record;
-    if snapshot.seq != seq || snapshot.job != *job {
-        return Err(Error::integrity(format!("{key} holds the record {}/{}", snapshot.job, snapshot.seq)));
+    let common = record.common();
+    if common.seq != seq || common.job != job {
+        return Err(Error::integrity(format!("{key} holds the record {}/{}", common.job, common.seq)));
     }
     Ok((record, envelope::digest(&bytes)?))
 }
 
 /// Reads a job's log. Damaged records are faults, the others stand.
 pub fn read(volume: &Volume, job: &Name) -> Result<JobLog> {
-    let seqs = seqs(volume, job)?;
-    let mut log = JobLog { snapshots: Vec::new(), faults: Vec::new(), records: seqs.len() as u64 };
-    let mut before: Option<(u64, Digest)> = None;
-    for (n, &seq) in seqs.iter().enumerate() {
-        if seq != n as u64 + 1 && (n == 0 || seqs[n - 1] + 1 != seq) {
-            log.faults.push(Error::integrity(format!("{} is missing", record_key(job, seq - 1))));
-        }
+    let mut log = JobLog::new(job);
+    for seq in seqs(volume, job)? {
         match read_record(volume, job, seq) {
-            Ok((Record::Snapshot(snapshot), digest)) => {
-                let linked = match before {
-                    Some((last, digest)) if last + 1 == seq => snapshot.prev == Some(digest),
-                    _ => true,
-                };
-                if !linked {
-                    log.faults.push(Error::integrity(format!(
-                        "{} does not follow the record before it",
-                        record_key(job, seq)
-                    )));
-                }
-                before = Some((seq, digest));
-                log.snapshots.push(*snapshot);
-            }
-            Err(e) if e.kind() == Kind::Integrity => {
-                log.faults.push(e);
-                before = None;
-            }
-            Err(e) => return Err(e),
+            Err(e) if e.kind() != Kind::Integrity => return Err(e),
+            read => log.push(seq, read),
         }
     }
     Ok(log)
 }
 
-/// The end of a job's log. The newest record must be good: a new one holds its digest.
-pub fn head(volume: &Volume, job: &Name) -> Result<Head> {
-    match seqs(volume, job)?.last() {
-        None => Ok(Head { seq: 0, digest: None }),
-        Some(&seq) => {
-            let (_, digest) = read_record(volume, job, seq)?;
-            Ok(Head { seq, digest: Some(digest) })
-        }
-    }
+/// The snapshots a reader of `snapshot` needs: level 0 first, the snapshot itself last.
+///
+/// A member that is missing, expired, or not the one its successor was made from is an integrity error.
+pub fn chain(log: &JobLog, snapshot: &Snapshot) -> Result<Vec<Snapshot>> {
+    log.chain(snapshot)
 }
 
-/// Finds the snapshot a user named.
+/// Finds the snapshot a user named. One that was expired is none, and the error says so.
 pub fn find(volume: &Volume, name: &SnapshotName) -> Result<Snapshot> {
-    let log = read(volume, &name.job)?;
-    let none = || {
-        let why = if log.records == 0 { format!(": it has no job {}", name.job) } else { String::new() };
-        Error::usage(format!("there is no snapshot {name} on {}{why}", volume.shown))
-            .with_hint("`bk list` shows what there is")
-    };
+    find_in(&read(volume, &name.job)?, name, &volume.shown).map(|state| state.snapshot.clone())
+}
+
+/// Finds the snapshot a user named in a log that was read; `shown` is the volume in messages.
+pub fn find_in<'a>(log: &'a JobLog, name: &SnapshotName, shown: &str) -> Result<&'a State> {
     let found = match name.which {
         Which::Seq(seq) => {
-            if let Some(fault) = log.faults.iter().find(|f| f.to_string().contains(&format!("{seq:020}")))
-                && !log.snapshots.iter().any(|s| s.seq == seq)
-            {
-                return Err(Error::integrity(fault.to_string()));
+            if log.unread.contains(&seq) {
+                let mut faults = log.faults.iter().map(ToString::to_string);
+                let fault = faults.find(|fault| fault.contains(&format!("{seq:020}")));
+                return Err(Error::integrity(fault.unwrap_or_else(|| format!("{name} cannot be read"))));
             }
-            log.snapshots.iter().find(|s| s.seq == seq)
+            log.state(seq)
         }
-        Which::Latest(back) => {
-            let back = usize::try_from(back).unwrap_or(usize::MAX);
-            log.snapshots.iter().rev().nth(back)
-        }
+        Which::Latest(back) => log.live_states().rev().nth(usize::try_from(back).unwrap_or(usize::MAX)),
     };
-    found.cloned().ok_or_else(none)
-}
-
-/// The digest of a record.
-pub fn record_digest(volume: &Volume, job: &Name, seq: u64) -> Result<Digest> {
-    Ok(read_record(volume, job, seq)?.1)
-}
-
-/// The chain of a snapshot: level 0 first, each the base of the next, the snapshot itself last.
-pub fn chain(log: &JobLog, snapshot: &Snapshot) -> Result<Vec<Snapshot>> {
-    let mut chain = vec![snapshot.clone()];
-    while let Some(base) = chain.last().and_then(|one| one.base.clone()) {
-        let found = log.snapshots.iter().find(|one| one.seq == base.seq && one.run_id == base.run_id);
-        let found = found.ok_or_else(|| {
-            Error::integrity(format!("the base {}/{} of a snapshot is missing", snapshot.job, base.seq))
-        })?;
-        if chain.last().is_some_and(|one| one.level <= found.level) {
-            return Err(Error::integrity("the levels of a chain do not descend"));
+    let hint = "`bk list` shows what there is";
+    match found {
+        Some(State { expired: Some(mark), .. }) => {
+            Err(Error::usage(format!("{name} expired on {} by record {}", mark.at, mark.seq)).with_hint(hint))
         }
-        chain.push(found.clone());
-    }
-    chain.reverse();
-    Ok(chain)
-}
-
-/// Creates the record of a snapshot: the commit. Whoever creates `seq` owns it; the loser's snapshot does not exist.
-///
-/// A create that failed with an error may have been made all the same: the record is read back, and its nonce decides.
-pub fn commit(volume: &Volume, snapshot: Snapshot) -> Result<()> {
-    let (job, seq, nonce) = (snapshot.job.clone(), snapshot.seq, snapshot.nonce.clone());
-    let key = record_key(&job, seq);
-    let bytes = Record::Snapshot(Box::new(snapshot)).encode()?;
-    let failure = match volume.store.put_new(&key, &bytes) {
-        Ok(Created::New) => return Ok(()),
-        Ok(Created::Exists) => None,
-        Err(e) => Some(e),
-    };
-    let own = match volume.store.head(&key)? {
-        None => None,
-        Some(_) => {
-            let (Record::Snapshot(found), _) = read_record(volume, &job, seq)?;
-            Some(found.nonce == nonce)
+        Some(state) => Ok(state),
+        None => {
+            let why = if log.records == 0 { format!(": it has no job {}", name.job) } else { String::new() };
+            Err(Error::usage(format!("there is no snapshot {name} on {shown}{why}")).with_hint(hint))
         }
-    };
-    match (failure, own) {
-        (_, Some(false)) | (None, None) => {
-            Err(Error::new(Kind::Lost, format!("another run took {job}/{seq}; this one is not kept"))
-                .with_hint(format!("`bk list {job}` shows the snapshot that won")))
-        }
-        (None, Some(true)) => Ok(()),
-        // It is there, but not known to be durable: say so rather than claim success.
-        (Some(e), Some(true)) => {
-            let kind = if e.kind() == Kind::NoSpace { Kind::NoSpace } else { Kind::Lost };
-            Err(e.with_kind(kind).context(format!("{job}/{seq} was recorded, but may not survive a power cut")))
-        }
-        (Some(e), None) => Err(e),
     }
 }
 
-/// Whether the log holds this very snapshot: its record with its nonce.
-pub fn is_recorded(volume: &Volume, snapshot: &Snapshot) -> Result<bool> {
-    if volume.store.head(&record_key(&snapshot.job, snapshot.seq))?.is_none() {
-        return Ok(false);
+/// The objects of every run in a listing of `data/` or of `data/<job>/`, for one job.
+pub fn runs(items: &[Item], job: &Name) -> BTreeMap<RunId, Vec<Item>> {
+    let mut runs: BTreeMap<RunId, Vec<Item>> = BTreeMap::new();
+    let dir = format!("data/{job}/");
+    for item in items {
+        let run = item.key.strip_prefix(&dir).and_then(|rest| rest.split_once('/')).map(|(run, _)| run.parse());
+        // What has no run's name is not ours: nobody's to delete.
+        if let Some(Ok(run)) = run {
+            runs.entry(run).or_default().push(item.clone());
+        }
     }
-    let (Record::Snapshot(found), _) = read_record(volume, &snapshot.job, snapshot.seq)?;
-    Ok(found.nonce == snapshot.nonce)
+    runs
+}
+
+/// What is missing of a snapshot's objects on the volume, by their names and lengths; `None` when nothing is.
+pub fn damage(volume: &Volume, snapshot: &Snapshot) -> Result<Option<String>> {
+    Ok(damage_in(&volume.store.list(&run_dir(&snapshot.job, snapshot.run_id))?, snapshot))
+}
+
+/// What is missing of a snapshot's objects in a listing of its run's directory.
+pub fn damage_in(items: &[Item], snapshot: &Snapshot) -> Option<String> {
+    let dir = run_dir(&snapshot.job, snapshot.run_id);
+    let named = |name: &str| items.iter().find(|item| item.key.strip_prefix(&dir) == Some(name));
+    let index = &snapshot.index;
+    match named(&index.name) {
+        None => return Some(format!("{} is missing", index.name)),
+        Some(item) if item.len != index.len => {
+            return Some(format!("{} has {} bytes, not {}", show_name(index.name.as_bytes()), item.len, index.len));
+        }
+        Some(_) => {}
+    }
+    let is_part = |item: &&Item| {
+        let name = item.key.rsplit('/').next().unwrap_or_default();
+        name.starts_with("tree-") || name.starts_with("stream-")
+    };
+    let parts: Vec<&Item> = items.iter().filter(is_part).collect();
+    let (count, bytes) = (parts.len() as u64, parts.iter().map(|part| part.len).sum::<u64>());
+    let totals = &snapshot.totals;
+    ((count, bytes) != (totals.parts, totals.stored_bytes))
+        .then(|| format!("it has {count} parts of {bytes} bytes, not {} of {}", totals.parts, totals.stored_bytes))
 }

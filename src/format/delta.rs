@@ -33,7 +33,7 @@ pub enum Line {
 
 impl Line {
     /// Its length, bytes.
-    pub fn len(&self) -> u64 {
+    pub fn content_len(&self) -> u64 {
         match self {
             Self::Copy { len, .. } | Self::Data { len, .. } => *len,
         }

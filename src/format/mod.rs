@@ -1,5 +1,6 @@
 //! Bytes to values and back, pure: nothing here reads or writes a file. Each file is a section of `docs/format.md`.
 
+pub mod change;
 pub mod codec;
 pub mod delta;
 pub mod envelope;

@@ -1,8 +1,14 @@
-//! Records of a job's log. So far one kind: the snapshot, whose record is its commit.
+//! Records of a job's log: the snapshot, whose record is its commit, and the changes of [`super::change`].
+//!
+//! A record is created once under its seq and never changed. What a log says is the sum of its records in order.
 
 use serde::{Deserialize, Serialize};
 
-use super::{codec::Codec, envelope, volume};
+use super::{
+    change::{Change, Expire, Hold, Release, SetExpiry, Sweep},
+    codec::Codec,
+    envelope, volume,
+};
 use crate::{
     error::{Error, Result},
     model::{
@@ -18,6 +24,16 @@ use crate::{
 pub enum Record {
     /// A snapshot exists from this record on.
     Snapshot(Box<Snapshot>),
+    /// Snapshots are gone from this record on; their objects are deleted after it.
+    Expire(Change<Expire>),
+    /// A snapshot may go at another time than its own record says.
+    SetExpiry(Change<SetExpiry>),
+    /// A snapshot stays, whatever its time says.
+    Hold(Change<Hold>),
+    /// A hold ends.
+    Release(Change<Release>),
+    /// Runs that were never recorded can not be any more; their objects are deleted after it.
+    Sweep(Change<Sweep>),
 }
 
 /// A snapshot's record: its commit.
@@ -48,6 +64,9 @@ pub struct Snapshot {
     pub level: u8,
     /// What it is an increment of; null at level 0.
     pub base: Option<Base>,
+    /// The level that was asked for, when level 0 was taken instead.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub promoted_from: Option<u8>,
     /// When the run began.
     pub taken_at: Instant,
     /// When it may go; null is never.
@@ -209,10 +228,59 @@ impl Record {
     pub fn decode(bytes: &[u8]) -> Result<Self> {
         volume::check_version(bytes)?;
         let record: Self = envelope::decode(bytes)?;
-        let Self::Snapshot(snapshot) = &record;
-        snapshot.check()?;
+        match &record {
+            Self::Snapshot(snapshot) => snapshot.check()?,
+            Self::Expire(change) => change.check()?,
+            Self::SetExpiry(change) => change.check()?,
+            Self::Hold(change) => change.check()?,
+            Self::Release(change) => change.check()?,
+            Self::Sweep(change) => change.check()?,
+        }
         Ok(record)
     }
+
+    /// What every record carries.
+    pub fn common(&self) -> Common<'_> {
+        match self {
+            Self::Snapshot(s) => {
+                Common { job: &s.job, node: &s.node, seq: s.seq, prev: s.prev, nonce: &s.nonce, at: s.taken_at }
+            }
+            Self::Expire(change) => change.common(),
+            Self::SetExpiry(change) => change.common(),
+            Self::Hold(change) => change.common(),
+            Self::Release(change) => change.common(),
+            Self::Sweep(change) => change.common(),
+        }
+    }
+
+    /// The word its `type` holds.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Snapshot(_) => "snapshot",
+            Self::Expire(_) => "expire",
+            Self::SetExpiry(_) => "set-expiry",
+            Self::Hold(_) => "hold",
+            Self::Release(_) => "release",
+            Self::Sweep(_) => "sweep",
+        }
+    }
+}
+
+/// What every record carries.
+#[derive(Clone, Copy, Debug)]
+pub struct Common<'a> {
+    /// The job.
+    pub job: &'a Name,
+    /// The node that wrote it.
+    pub node: &'a str,
+    /// Its number in the log.
+    pub seq: u64,
+    /// Digest of the record before it.
+    pub prev: Option<Digest>,
+    /// Random: whose record this is.
+    pub nonce: &'a Nonce,
+    /// When it was written; of a snapshot, when its run began.
+    pub at: Instant,
 }
 
 impl Snapshot {
@@ -223,6 +291,9 @@ impl Snapshot {
         }
         if self.base.as_ref().is_some_and(|base| base.seq >= self.seq) || self.seq == 0 {
             return bad("its base is not before it");
+        }
+        if self.promoted_from.is_some_and(|from| from > 9 || from == 0 || self.level != 0) {
+            return bad("was promoted, but not to level 0");
         }
         if self.index.name != super::layout::INDEX_NAME || self.restore_txt.name != super::layout::RESTORE_NAME {
             return bad("an object has another name than its own");
@@ -251,7 +322,7 @@ mod as_hex {
     }
 }
 
-mod as_hex_option {
+pub(super) mod as_hex_option {
     use super::Digest;
     use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error};
 
@@ -267,7 +338,7 @@ mod as_hex_option {
     }
 }
 
-mod as_text {
+pub(super) mod as_text {
     use super::RunId;
     use serde::{Deserialize, Deserializer, Serializer, de::Error};
 

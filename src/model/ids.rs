@@ -22,6 +22,11 @@ impl RunId {
     pub fn new(unix_ms: u64) -> Result<Self> {
         Ok(Self(ulid::Ulid::from_parts(unix_ms, u128::from_be_bytes(random()?))))
     }
+
+    /// When its run began, milliseconds since 1970 by the clock of its node.
+    pub fn unix_ms(&self) -> u64 {
+        self.0.timestamp_ms()
+    }
 }
 
 impl fmt::Display for RunId {

@@ -3,9 +3,10 @@
 use serde::Serialize;
 
 use crate::{
-    engine::catalog,
+    clock::Clock,
+    engine::catalog::{self, JobLog, State},
     error::Result,
-    format::record::{Snapshot, Totals},
+    format::record::Totals,
     model::{ids::Name, time::Instant},
     volume::Volume,
 };
@@ -21,6 +22,10 @@ pub struct Row {
     pub taken_at: Instant,
     /// When it may go; null is never.
     pub expires_at: Option<Instant>,
+    /// Whether it is past its time, but a live snapshot needs it.
+    pub held: bool,
+    /// Whether it is on hold: it stays whatever its time says.
+    pub hold: bool,
     /// The node that took it.
     pub node: String,
     /// Its run.
@@ -46,8 +51,9 @@ pub struct List {
     pub faults: Vec<String>,
 }
 
-/// Lists the snapshots of one job or of all.
-pub fn run(volume: &Volume, job: Option<&Name>) -> Result<List> {
+/// Lists the live snapshots of one job or of all, as of now.
+pub fn run(volume: &Volume, job: Option<&Name>, clock: &dyn Clock) -> Result<List> {
+    let now = clock.now()?;
     let jobs = match job {
         Some(job) => vec![job.clone()],
         None => catalog::jobs(volume)?,
@@ -55,18 +61,23 @@ pub fn run(volume: &Volume, job: Option<&Name>) -> Result<List> {
     let mut list = List { rows: Vec::new(), faults: Vec::new() };
     for job in jobs {
         let log = catalog::read(volume, &job)?;
-        list.rows.extend(log.snapshots.iter().map(row));
+        list.rows.extend(log.live_states().map(|state| row(&log, state, now)));
         list.faults.extend(log.faults.iter().map(ToString::to_string));
     }
     Ok(list)
 }
 
-fn row(snapshot: &Snapshot) -> Row {
+fn row(log: &JobLog, state: &State, now: Instant) -> Row {
+    let snapshot = &state.snapshot;
+    let is_base = |of: &State| of.snapshot.base.as_ref().is_some_and(|base| base.seq == snapshot.seq);
+    let due = state.expires_at.is_some_and(|at| at <= now);
     Row {
         snapshot: format!("{}/{}", snapshot.job, snapshot.seq),
         level: snapshot.level,
         taken_at: snapshot.taken_at,
-        expires_at: snapshot.expires_at,
+        expires_at: state.expires_at,
+        held: due && log.live_states().any(is_base),
+        hold: state.hold.is_some(),
         node: snapshot.node.clone(),
         run_id: snapshot.run_id.to_string(),
         base: snapshot.base.as_ref().map(|base| base.seq),
@@ -99,8 +110,8 @@ pub struct Info {
 }
 
 /// Describes a volume.
-pub fn info(volume: &Volume) -> Result<Info> {
-    let list = run(volume, None)?;
+pub fn info(volume: &Volume, clock: &dyn Clock) -> Result<Info> {
+    let list = run(volume, None, clock)?;
     Ok(Info {
         volume: volume.shown.clone(),
         id: volume.file.id.as_str().to_owned(),

@@ -2,7 +2,9 @@
 
 pub mod cat;
 pub mod diff;
+pub mod expire;
 pub mod export;
+pub mod keep;
 pub mod list;
 pub mod ls;
 pub mod restore;

@@ -1,4 +1,4 @@
-//! The run book of `bk snapshot`: check the volume, read the log's head, store, index, commit.
+//! The run book of `bk snapshot`: check the volume, read the log, choose level and base, store, index, commit.
 
 use std::{ffi::OsString, path::PathBuf};
 
@@ -8,7 +8,7 @@ use crate::{
     clock::Clock,
     engine::{
         catalog,
-        read::chain::Chain,
+        read::{chain::Chain, index::IndexReader},
         write::{
             delta,
             framer::Framer,
@@ -31,9 +31,13 @@ use crate::{
     model::{
         digest::Digest,
         ids::{Name, Nonce, RunId},
-        time::Instant,
+        time::{Instant, Lifetime},
     },
     monitor::Monitor,
+    plan::{
+        level::{self, Decision},
+        log::JobLog,
+    },
     source::{
         command::{Producer, Watched},
         roots::{self, Roots},
@@ -61,14 +65,16 @@ pub struct Request {
     pub selection: Selection,
     /// The patterns as they were given, for the job's definition.
     pub patterns: Vec<String>,
+    /// The level that is wanted; `None` is a level 0 that notes nothing for increments.
+    pub level: Option<level::Request>,
+    /// How long it is kept; never ending when `None`.
+    pub keep: Option<Lifetime>,
     /// A stream to store, and its name.
     pub stream: Option<(Name, Input)>,
     /// Workers, codec, frames, verification.
     pub pipeline: pipeline::Settings,
     /// A part is full from this many stored bytes on.
     pub part_len: u64,
-    /// 0 to 9; `None` is a level 0 that notes nothing for increments.
-    pub level: Option<u8>,
     /// Inode numbers say nothing, as on some network file systems.
     pub ignore_inode: bool,
 }
@@ -93,8 +99,14 @@ pub struct Outcome {
     pub run_id: String,
     /// 0 to 9.
     pub level: u8,
+    /// The snapshot it is an increment of.
+    pub base: Option<u64>,
+    /// The level that was asked for, when level 0 was taken instead.
+    pub promoted_from: Option<u8>,
     /// When the run began.
     pub taken_at: Instant,
+    /// When it may go; null is never.
+    pub expires_at: Option<Instant>,
     /// Sums.
     pub totals: Totals,
     /// Warnings given.
@@ -103,6 +115,50 @@ pub struct Outcome {
     pub incomplete: Vec<Incomplete>,
     /// Named streams.
     pub streams: Vec<Stream>,
+}
+
+/// What a run would do: its level, and what follows from it.
+#[derive(Clone, Debug, Serialize)]
+pub struct Planned {
+    /// Its number in the log, if no other record comes before it.
+    pub seq: u64,
+    /// 0 to 9.
+    pub level: u8,
+    /// The clause of the schedule the level comes from.
+    pub because: Option<String>,
+    /// Why this level and base.
+    #[serde(flatten)]
+    pub decision: Decision,
+    /// When it may go; null is never.
+    pub expires_at: Option<Instant>,
+}
+
+/// What [`run`] would do by the log as it is. Writes nothing.
+pub fn plan(volume: &Volume, request: &Request, clock: &dyn Clock) -> Result<Planned> {
+    let roots = roots::resolve(request.base.as_deref(), &request.sources)?;
+    let names = stream_names(request, &roots)?;
+    let log = catalog::read(volume, &request.job)?;
+    let decision = decide(volume, &log, request, &definition(request, &roots, &names)?)?;
+    let because = request.level.as_ref().and_then(|level| level.because.clone());
+    let expires_at = request.keep.map_or(Ok(None), |keep| keep.after(clock.now()?))?;
+    Ok(Planned { seq: log.next()?.0, level: decision.level(), because, decision, expires_at })
+}
+
+fn decide(volume: &Volume, log: &JobLog, request: &Request, definition: &Digest) -> Result<Decision> {
+    let level = request.level.clone().unwrap_or_default();
+    level::decide(log, &level, definition, |member| damage(volume, member))
+}
+
+/// What keeps a snapshot from being a base: objects that are missing, an index that cannot be read.
+fn damage(volume: &Volume, member: &Snapshot) -> Result<Option<String>> {
+    if let Some(what) = catalog::damage(volume, member)? {
+        return Ok(Some(what));
+    }
+    match IndexReader::open(volume, member).and_then(|index| index.check_entries_stored()) {
+        Ok(()) => Ok(None),
+        Err(e) if e.kind() == Kind::Integrity => Ok(Some(e.to_string())),
+        Err(e) => Err(e),
+    }
 }
 
 /// Takes a snapshot. `local` is the volume's directory, which is never stored in itself.
@@ -119,10 +175,24 @@ pub fn run(
         return Err(Error::usage("there is nothing to store").with_hint("name paths, --stdin NAME, or -- COMMAND"));
     }
     check_volume(volume)?;
-    let head = catalog::head(volume, &request.job)?;
+    let log = catalog::read(volume, &request.job)?;
+    let definition = definition(request, &roots, &names)?;
+    let decision = decide(volume, &log, request, &definition)?;
+    if let Decision::Promoted { from, why } = &decision {
+        monitor.warn(&format!("level 0 is taken instead of level {from}: {why}"));
+    }
     let taken_at = clock.now()?;
+    let base = Chosen::of(volume, &log, &decision)?;
+    let place = Place {
+        next: log.next()?,
+        base: base.as_ref().map(Chosen::named),
+        expires_at: request.keep.map_or(Ok(None), |keep| keep.after(taken_at))?,
+        taken_at,
+        definition,
+        decision,
+    };
     let run_id = RunId::new(clock.unix_ms())?;
-    let mut run = Run {
+    let run = Run {
         volume,
         local,
         request,
@@ -130,13 +200,11 @@ pub fn run(
         roots,
         names,
         dir: run_dir(&request.job, run_id),
-        base: None,
-        base_digest: Digest([0; 32]),
-        deltas: None,
+        deltas: deltas(request, base.as_ref())?,
+        base,
     };
-    run.choose_base()?;
     let stored = run.store().and_then(|(tree, streams, stored)| {
-        let mut snapshot = run.record(run_id, head, taken_at, &tree, streams, &stored)?;
+        let mut snapshot = run.record(run_id, &place, &tree, streams, &stored)?;
         run.restore_txt(&mut snapshot, &stored.parts)?;
         if let Some(signal) = monitor.interrupted() {
             return Err(Error::new(Kind::Signal(signal), "interrupted"));
@@ -144,19 +212,22 @@ pub fn run(
         Ok((snapshot, tree))
     });
     let (snapshot, tree) = stored.inspect_err(|_| run.remove_objects())?;
-    if let Err(e) = catalog::commit(volume, snapshot.clone()) {
-        // Only what is certainly not recorded may go.
-        if let Ok(false) = catalog::is_recorded(volume, &snapshot) {
+    let snapshot = catalog::commit(volume, snapshot, place.decision.chain()).map_err(|failed| {
+        // Only what is certainly not recorded, and never will be, may go.
+        if failed.is_certain {
             run.remove_objects();
         }
-        return Err(e);
-    }
+        failed.error
+    })?;
     Ok(Outcome {
         snapshot: format!("{}/{}", snapshot.job, snapshot.seq),
         outcome: if snapshot.totals.incomplete > 0 { "incomplete" } else { "done" },
         run_id: run_id.to_string(),
         level: snapshot.level,
+        base: snapshot.base.as_ref().map(|base| base.seq),
+        promoted_from: snapshot.promoted_from,
         taken_at,
+        expires_at: snapshot.expires_at,
         totals: snapshot.totals,
         warnings: tree.warnings,
         incomplete: snapshot.incomplete,
@@ -190,6 +261,75 @@ fn stream_names(request: &Request, roots: &Roots) -> Result<Vec<Name>> {
     Ok(names)
 }
 
+/// What a run decided before it read anything.
+struct Place {
+    /// The seq it aims at, and the digest of the record before it.
+    next: (u64, Option<Digest>),
+    taken_at: Instant,
+    expires_at: Option<Instant>,
+    definition: Digest,
+    decision: Decision,
+    base: Option<record::Base>,
+}
+
+/// What was asked for, as a digest: an increment of another definition is no increment.
+fn definition(request: &Request, roots: &Roots, names: &[Name]) -> Result<Digest> {
+    let definition = serde_json::json!({
+        "base": request.base.as_ref().map(|_| roots.base.display().to_string()),
+        "sources": roots.shown,
+        "exclude": request.patterns,
+        "exclude_caches": request.selection.exclude_caches,
+        "exclude_if_present": request.selection.exclude_if_present,
+        "one_file_system": request.selection.one_file_system,
+        "streams": names,
+    });
+    let bytes =
+        serde_json::to_vec(&definition).map_err(|e| Error::usage(format!("cannot write the definition: {e}")))?;
+    Ok(Digest::of(&bytes))
+}
+
+/// The base of an increment.
+struct Chosen {
+    /// Its chain, level 0 first.
+    snapshots: Vec<Snapshot>,
+    /// Digest of its own record.
+    digest: Digest,
+    chain: Chain,
+}
+
+impl Chosen {
+    fn of(volume: &Volume, log: &JobLog, decision: &Decision) -> Result<Option<Self>> {
+        let Decision::Increment { base, .. } = decision else { return Ok(None) };
+        let gone = || Error::integrity(format!("the base {}/{base} is not in the log", log.job));
+        let state = log.state(*base).ok_or_else(gone)?;
+        let snapshots = log.chain(&state.snapshot)?;
+        let chain = Chain::open(volume, &snapshots)?;
+        Ok(Some(Self { snapshots, digest: state.digest, chain }))
+    }
+
+    fn named(&self) -> record::Base {
+        let own = &self.snapshots[self.snapshots.len() - 1];
+        record::Base { run_id: own.run_id, seq: own.seq, digest: self.digest }
+    }
+}
+
+/// How long contents are compared, and what the identities of chunks depend on: the same in all of a chain.
+fn deltas(request: &Request, base: Option<&Chosen>) -> Result<Option<(Digest, delta::Settings)>> {
+    if request.level.is_none() {
+        return Ok(None);
+    }
+    let mut key = match base {
+        Some(base) => base.snapshots.first().and_then(|first| first.chunk_key),
+        None => None,
+    };
+    if key.is_none() {
+        let mut random = [0; 32];
+        getrandom::fill(&mut random).map_err(|e| Error::new(Kind::Other, format!("no random numbers: {e}")))?;
+        key = Some(Digest(random));
+    }
+    Ok(key.map(|key| (key, delta::Settings::new(&key.0, request.pipeline.frame_len))))
+}
+
 /// A named stream and where it came from.
 type Named = (Name, Origin);
 
@@ -201,36 +341,11 @@ struct Run<'a> {
     roots: Roots,
     names: Vec<Name>,
     dir: String,
-    /// The chain of the base, level 0 first.
-    base: Option<(Vec<Snapshot>, Chain)>,
-    base_digest: Digest,
+    base: Option<Chosen>,
     deltas: Option<(Digest, delta::Settings)>,
 }
 
 impl Run<'_> {
-    fn choose_base(&mut self) -> Result<()> {
-        let Some(level) = self.request.level else { return Ok(()) };
-        let log = catalog::read(self.volume, &self.request.job)?;
-        let definition = self.definition()?;
-        let base = log.snapshots.iter().rev().find(|one| one.level < level && one.definition == definition);
-        if let Some(base) = base {
-            self.base_digest = catalog::record_digest(self.volume, &self.request.job, base.seq)?;
-            let snapshots = catalog::chain(&log, base)?;
-            let chain = Chain::open(self.volume, &snapshots)?;
-            self.base = Some((snapshots, chain));
-        }
-        let key = match &self.base {
-            Some((snapshots, _)) => snapshots.first().and_then(|first| first.chunk_key),
-            None => {
-                let mut key = [0; 32];
-                getrandom::fill(&mut key).map_err(|e| Error::new(Kind::Other, format!("no random numbers: {e}")))?;
-                Some(Digest(key))
-            }
-        };
-        self.deltas = key.map(|key| (key, delta::Settings::new(&key.0, self.request.pipeline.frame_len)));
-        Ok(())
-    }
-
     fn settings(&self) -> Option<&delta::Settings> {
         self.deltas.as_ref().map(|(_, settings)| settings)
     }
@@ -262,9 +377,9 @@ impl Run<'_> {
                 .map(|stat| (stat.st_dev, stat.st_ino));
             let walk = Walk::new(&self.roots, &self.request.selection, volume);
             let scratch = || self.volume.store.scratch();
-            let base = self.base.as_ref().map(|(snapshots, chain)| Base {
-                chain,
-                taken_at: snapshots.iter().map(|one| one.taken_at.as_second()).collect(),
+            let base = self.base.as_ref().map(|base| Base {
+                chain: &base.chain,
+                taken_at: base.snapshots.iter().map(|one| one.taken_at.as_second()).collect(),
                 ignore_inode: self.request.ignore_inode,
             });
             let request = tree::Request { links: Links::new(&scratch), deltas: self.settings(), base };
@@ -309,13 +424,13 @@ impl Run<'_> {
             Origin::Command | Origin::Unverified => settings.clone(),
         });
         let old = match &self.base {
-            Some((_, chain)) => chain.old_stream(name)?,
+            Some(base) => base.chain.old_stream(name)?,
             None => None,
         };
         let stream = stream::Stream { number, name: name.as_str(), settings: settings.as_ref(), monitor: self.monitor };
         match (old, &self.base) {
-            (Some((content, chunks)), Some((_, chain))) if settings.is_some() => {
-                stream.compare(framer, delta::Old::new(chain, content, chunks), input)
+            (Some((content, chunks)), Some(base)) if settings.is_some() => {
+                stream.compare(framer, delta::Old::new(&base.chain, content, chunks), input)
             }
             _ => stream.store(framer, input),
         }
@@ -343,8 +458,7 @@ impl Run<'_> {
     fn record(
         &self,
         run_id: RunId,
-        head: catalog::Head,
-        taken_at: Instant,
+        place: &Place,
         tree: &tree::Outcome,
         streams: Vec<Named>,
         stored: &Stored,
@@ -359,17 +473,14 @@ impl Run<'_> {
             run_id,
             nonce: Nonce::new()?,
             epoch: 0,
-            seq: head.seq + 1,
-            prev: head.digest,
-            level: if self.base.is_some() { self.request.level.unwrap_or(0) } else { 0 },
-            base: self.base.as_ref().and_then(|(snapshots, _)| snapshots.last()).map(|base| record::Base {
-                run_id: base.run_id,
-                seq: base.seq,
-                digest: self.base_digest,
-            }),
-            taken_at,
-            expires_at: None,
-            definition: self.definition()?,
+            seq: place.next.0,
+            prev: place.next.1,
+            level: place.decision.level(),
+            base: place.base.clone(),
+            promoted_from: place.decision.promoted_from(),
+            taken_at: place.taken_at,
+            expires_at: place.expires_at,
+            definition: place.definition,
             codec: request.pipeline.codec,
             sources: self
                 .roots
@@ -400,23 +511,6 @@ impl Run<'_> {
             crypto: None,
             sig: None,
         })
-    }
-
-    /// What was asked for, as a digest: an increment of another definition is no increment.
-    fn definition(&self) -> Result<Digest> {
-        let request = self.request;
-        let definition = serde_json::json!({
-            "base": request.base.as_ref().map(|_| self.roots.base.display().to_string()),
-            "sources": self.roots.shown,
-            "exclude": request.patterns,
-            "exclude_caches": request.selection.exclude_caches,
-            "exclude_if_present": request.selection.exclude_if_present,
-            "one_file_system": request.selection.one_file_system,
-            "streams": self.names,
-        });
-        let bytes =
-            serde_json::to_vec(&definition).map_err(|e| Error::usage(format!("cannot write the definition: {e}")))?;
-        Ok(Digest::of(&bytes))
     }
 
     fn restore_txt(&self, snapshot: &mut Snapshot, parts: &[String]) -> Result<()> {

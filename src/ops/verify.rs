@@ -50,7 +50,7 @@ pub fn run(volume: &Volume, options: &Options, monitor: &dyn Monitor) -> Result<
     for job in jobs {
         let log = catalog::read(volume, &job)?;
         outcome.faults.extend(log.faults.iter().map(|e| log_fault(&job, e)));
-        snapshots.extend(log.snapshots);
+        snapshots.extend(log.live().cloned());
     }
     if let Some(name) = &options.snapshot {
         match catalog::find(volume, name) {

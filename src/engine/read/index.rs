@@ -22,6 +22,7 @@ use crate::{
         record::{PlaceRows, Snapshot},
     },
     model::{
+        digest::Digest,
         entry::{Entry, EntryKind, Map, Place},
         ids::Name,
         path, show,
@@ -241,6 +242,19 @@ impl IndexReader {
     /// Reads and decodes a block, and holds it against what the directory says; nothing is kept.
     pub fn check_block(&self, info: &BlockInfo) -> Result<()> {
         self.decode(info).map(|_| ())
+    }
+
+    /// Reads the blocks that an increment over this snapshot needs and checks their digests, without decoding them.
+    pub fn check_entries_stored(&self) -> Result<()> {
+        let traces = [Section::Extents, Section::Places, Section::Inodes, Section::Chunks];
+        for info in self.entries.iter().chain(traces.iter().flat_map(|section| self.blocks_of(*section))) {
+            let mut stored = vec![0; info.stored_len as usize];
+            self.store.read_at(&self.key, info.offset, &mut stored)?;
+            if Digest::of(&stored) != info.digest {
+                return Err(damaged(&format!("index block at byte {} ({:?}) is damaged", info.offset, info.section)));
+            }
+        }
+        Ok(())
     }
 
     /// The rows of one block of entries.

@@ -231,6 +231,7 @@ fn write(draft: &Draft, plain: Vec<u8>) -> Made {
         prev: None,
         level: 0,
         base: None,
+        promoted_from: None,
         taken_at: at,
         expires_at: None,
         definition: Digest::of(b""),

@@ -280,7 +280,7 @@ impl<'a> Delta<'a> {
         self.hasher.update(bytes);
         let Self { cutter, state, .. } = self;
         cutter.feed(bytes, |chunk| state.chunk(chunk));
-        let content: u64 = self.state.lines.iter().map(Line::len).sum();
+        let content: u64 = self.state.lines.iter().map(Line::content_len).sum();
         if content >= self.segment_len { self.emit(emit) } else { Ok(()) }
     }
 

@@ -109,7 +109,9 @@ impl<'a> Increment<'a> {
     /// Compares the names of a directory, which comes after all before it, with the base.
     pub fn join(&mut self, names: &mut Names<'_>) -> Result<Joined> {
         let Self { base, rows, plans, dirs, removed } = self;
-        (plans.clear(), dirs.clear(), removed.clear());
+        plans.clear();
+        dirs.clear();
+        removed.clear();
         let mut joined = Joined::default();
         let before = |row: &Row| {
             row.entry.path.is_empty() || path::cmp_dirs(path::split(&row.entry.path).0, names.path).is_lt()

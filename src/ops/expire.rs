@@ -1,0 +1,303 @@
+//! The run book of `bk expire`: list what lies there, record what goes, and only then delete it.
+//!
+//! Order, for every job: list the objects → read the log and plan → win the `expire` record → win a `sweep` record for runs
+//! that never ended → delete the objects of all runs that a record says are gone, those of an earlier, killed expiry too.
+//! A failed listing ends the job before anything follows from it.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::{
+        Mutex,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use serde::Serialize;
+
+use crate::{
+    clock::Clock,
+    engine::catalog::{self, Author, JobLog},
+    error::{Error, Kind, Result},
+    format::{
+        change::{Expire, NAMES_MAX, RunName, Sweep},
+        layout::run_dir,
+    },
+    model::{
+        ids::{Name, RunId},
+        time::Instant,
+    },
+    monitor::Monitor,
+    plan::expiry::{self, Fate, Plan},
+    volume::{Item, Volume},
+};
+
+/// A run that was not recorded is swept when it began this long ago: long after any run has ended, seconds.
+pub const SWEEP_GRACE_SECONDS: u64 = 24 * 3600;
+
+/// What is asked for.
+#[derive(Clone, Debug)]
+pub struct Request {
+    /// The job; all when `None`.
+    pub job: Option<Name>,
+    /// This node's name, for the records.
+    pub node: String,
+    /// The last usable chain of a job may go, too.
+    pub allow_last: bool,
+    /// Any share of a job's snapshots may go at once.
+    pub yes: bool,
+    /// Only show what would be done.
+    pub dry_run: bool,
+    /// Runs that were not recorded stay this long, seconds.
+    pub sweep_grace: u64,
+    /// Deleting threads.
+    pub threads: usize,
+}
+
+/// One snapshot that is past its time, or would be.
+#[derive(Clone, Debug, Serialize)]
+pub struct Row {
+    /// `job/seq`
+    pub snapshot: String,
+    /// When it may go; null is never.
+    pub expires_at: Option<Instant>,
+    /// What happens to it.
+    #[serde(flatten)]
+    pub fate: Fate,
+}
+
+/// What expiry came to.
+#[derive(Debug, Default, Serialize)]
+pub struct Outcome {
+    /// Snapshots that went, and those that are past their time and stay.
+    #[serde(skip)]
+    pub rows: Vec<Row>,
+    /// Snapshots that went.
+    pub expired: u64,
+    /// Runs that were never recorded and went.
+    pub swept: u64,
+    /// Runs whose objects were deleted, those of an earlier expiry too.
+    pub runs: u64,
+    /// Objects deleted.
+    pub objects: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// Jobs where nothing, or not all, could be done, and why.
+    #[serde(skip)]
+    pub errors: Vec<Error>,
+}
+
+/// Expires what is past its time. An error of one job does not stop the others.
+pub fn run(volume: &Volume, request: &Request, clock: &dyn Clock, monitor: &dyn Monitor) -> Result<Outcome> {
+    let now = clock.now()?;
+    let prefix = request.job.as_ref().map_or_else(|| "data/".to_owned(), |job| format!("data/{job}/"));
+    let items = volume.store.list(&prefix)?;
+    let mut jobs = catalog::jobs_of(&items);
+    match &request.job {
+        Some(job) => jobs = vec![job.clone()],
+        None => jobs.extend(catalog::jobs(volume)?),
+    }
+    jobs.sort();
+    jobs.dedup();
+    let mut outcome = Outcome::default();
+    for job in jobs {
+        let lying = catalog::runs(&items, &job);
+        let mut one =
+            Job { volume, request, job, lying, now, unix_ms: clock.unix_ms(), monitor, outcome: &mut outcome };
+        if let Err(e) = one.run() {
+            if matches!(e.kind(), Kind::Signal(_)) {
+                return Err(e);
+            }
+            outcome.errors.push(e);
+        }
+    }
+    Ok(outcome)
+}
+
+struct Job<'a> {
+    volume: &'a Volume,
+    request: &'a Request,
+    job: Name,
+    /// Objects by run, as they were listed.
+    lying: BTreeMap<RunId, Vec<Item>>,
+    now: Instant,
+    unix_ms: u64,
+    monitor: &'a dyn Monitor,
+    outcome: &'a mut Outcome,
+}
+
+impl Job<'_> {
+    fn run(&mut self) -> Result<()> {
+        let mut log = catalog::read(self.volume, &self.job)?;
+        if log.records == 0 && self.lying.is_empty() {
+            return Err(Error::usage(format!("{} has no job {}", self.volume.shown, self.job))
+                .with_hint("`bk list` shows what there is"));
+        }
+        // What is recorded as gone is deleted whatever the clock says; nothing new is recorded when it is wrong.
+        let recorded = self.expire(&mut log).and_then(|()| self.sweep(&mut log));
+        if !self.request.dry_run && log.sound().is_ok() {
+            self.delete(&log)?;
+        }
+        recorded
+    }
+
+    /// Records what goes.
+    fn expire(&mut self, log: &mut JobLog) -> Result<()> {
+        let plan = self.plan(log)?;
+        self.show(log, &plan);
+        if self.request.dry_run {
+            self.outcome.expired += plan.go.len() as u64;
+            return plan.refused.map_or(Ok(()), |why| Err(refusal(why)));
+        }
+        // More than fit into one record go in several, dependents first.
+        let mut left = plan.go.len();
+        while left > 0 {
+            let (after, what) = catalog::change(self.volume, &self.job, &self.author(), |log| {
+                let plan = self.plan(log)?;
+                if let Some(why) = plan.refused {
+                    return Err(refusal(why));
+                }
+                let snapshots: Vec<_> =
+                    plan.go.iter().take(left.min(NAMES_MAX)).filter_map(|&seq| Some(log.state(seq)?.named())).collect();
+                Ok((!snapshots.is_empty()).then_some(Expire { snapshots }))
+            })?;
+            *log = after;
+            let count = what.map_or(0, |what| what.snapshots.len());
+            self.outcome.expired += count as u64;
+            left = if count == 0 { 0 } else { left.saturating_sub(count) };
+        }
+        Ok(())
+    }
+
+    fn plan(&self, log: &JobLog) -> Result<Plan> {
+        let request = self.request;
+        let options = expiry::Options { now: self.now, allow_last: request.allow_last, yes: request.yes };
+        expiry::plan(log, &unusable(log, &self.lying), options)
+    }
+
+    fn author(&self) -> Author {
+        Author { node: self.request.node.clone(), at: self.now }
+    }
+
+    /// What is past its time, whether it goes or stays.
+    fn show(&mut self, log: &JobLog, plan: &Plan) {
+        for (&seq, fate) in &plan.fates {
+            let expires_at = log.state(seq).and_then(|state| state.expires_at);
+            if expires_at.is_some_and(|at| at <= self.now) {
+                self.outcome.rows.push(Row { snapshot: format!("{}/{seq}", self.job), expires_at, fate: fate.clone() });
+            }
+        }
+    }
+
+    /// Records that runs which never ended cannot be recorded any more.
+    fn sweep(&mut self, log: &mut JobLog) -> Result<()> {
+        let orphans = |log: &JobLog| -> Vec<RunName> {
+            let old = |run: &RunId| run.unix_ms().saturating_add(self.request.sweep_grace * 1000) <= self.unix_ms;
+            self.lying
+                .keys()
+                .filter(|run| !log.knows(**run) && old(run))
+                .take(NAMES_MAX)
+                .map(|run| RunName(*run))
+                .collect()
+        };
+        if orphans(log).is_empty() {
+            return Ok(());
+        }
+        if self.request.dry_run {
+            self.outcome.swept += orphans(log).len() as u64;
+            return Ok(());
+        }
+        let (after, what) = catalog::change(self.volume, &self.job, &self.author(), |log| {
+            log.sound()?;
+            expiry::check_clock(log, self.now)?;
+            let runs = orphans(log);
+            Ok((!runs.is_empty()).then_some(Sweep { runs }))
+        })?;
+        *log = after;
+        self.outcome.swept += what.map_or(0, |what| what.runs.len()) as u64;
+        Ok(())
+    }
+
+    /// Deletes the objects of every run that a record says is gone, those of dependents before those of their bases.
+    fn delete(&mut self, log: &JobLog) -> Result<()> {
+        let mut waves: BTreeMap<u8, Vec<RunId>> = BTreeMap::new();
+        let expired = log.states.iter().filter(|state| !state.is_live()).map(|s| (s.snapshot.level, s.snapshot.run_id));
+        for (level, run) in expired.chain(log.swept.iter().map(|run| (0, *run))) {
+            if self.lying.contains_key(&run) {
+                waves.entry(level).or_default().push(run);
+            }
+        }
+        for runs in waves.into_values().rev() {
+            let deleted = remove(self.volume, &self.job, &runs, self.request.threads, self.monitor)?;
+            self.outcome.runs += runs.len() as u64;
+            self.outcome.objects += deleted.objects;
+            self.outcome.bytes += deleted.bytes;
+        }
+        Ok(())
+    }
+}
+
+fn refusal(why: String) -> Error {
+    Error::usage(why).with_hint("look at `bk expire --dry-run`; `--yes` lets them go")
+}
+
+/// The live snapshots whose objects are not all there, by the listing of their job.
+pub fn unusable(log: &JobLog, lying: &BTreeMap<RunId, Vec<Item>>) -> BTreeSet<u64> {
+    let damaged = log.live().filter(|s| {
+        let items = lying.get(&s.run_id).map_or(&[][..], Vec::as_slice);
+        catalog::damage_in(items, s).is_some()
+    });
+    damaged.map(|s| s.seq).collect()
+}
+
+/// What was deleted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Deleted {
+    /// Objects.
+    pub objects: u64,
+    /// Their bytes.
+    pub bytes: u64,
+}
+
+/// Deletes all objects of `runs`, each of which a record must say is gone: one listing a run, one call an object.
+///
+/// Stops at the first error; what is left goes with the next expiry.
+pub fn remove(volume: &Volume, job: &Name, runs: &[RunId], threads: usize, monitor: &dyn Monitor) -> Result<Deleted> {
+    let (objects, bytes) = (AtomicU64::new(0), AtomicU64::new(0));
+    let one = |run: &RunId| -> Result<()> {
+        for item in volume.store.list(&run_dir(job, *run))? {
+            if let Some(signal) = monitor.interrupted() {
+                return Err(Error::new(Kind::Signal(signal), "interrupted")
+                    .with_hint("`bk expire` goes on where this one stopped"));
+            }
+            volume.store.delete(&item.key)?;
+            objects.fetch_add(1, Ordering::Relaxed);
+            bytes.fetch_add(item.len, Ordering::Relaxed);
+            monitor.advance(1, item.len, item.key.as_bytes());
+        }
+        Ok(())
+    };
+    let pending = Mutex::new(runs.iter());
+    let work = || -> Result<()> {
+        loop {
+            let next = pending.lock().map(|mut runs| runs.next()).unwrap_or_default();
+            match next {
+                Some(run) => one(run)?,
+                None => return Ok(()),
+            }
+        }
+    };
+    let threads = threads.min(runs.len());
+    if threads <= 1 {
+        work()?;
+    } else {
+        std::thread::scope(|scope| {
+            let workers: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
+            let ended = workers.into_iter().map(|worker| {
+                worker.join().unwrap_or_else(|_| Err(Error::new(Kind::Other, "a deleting thread panicked")))
+            });
+            // All are waited for, then the first error counts.
+            ended.collect::<Vec<_>>().into_iter().collect::<Result<()>>()
+        })?;
+    }
+    Ok(Deleted { objects: objects.into_inner(), bytes: bytes.into_inner() })
+}
