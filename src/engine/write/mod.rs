@@ -3,6 +3,7 @@
 //! One thread reads and lays out frames ([`framer`], fed by [`tree`] and [`stream`]), workers hash and compress them,
 //! one thread stores them in order ([`pipeline`], [`part`], [`index`]). Queues are bounded by a fixed number of buffers.
 
+pub mod chunk;
 pub mod framer;
 pub mod index;
 pub mod links;

@@ -1,0 +1,169 @@
+//! What chunks cost beside BLAKE3, and how much of a changed stream is new: `cargo bench --bench chunk [FILE…]`.
+//!
+//! Times are user CPU of one thread over 1 GiB in buffers of 4 MiB, medians of alternating runs. Beside generated data each
+//! `FILE` is measured too (its first 1 GiB).
+
+#![expect(clippy::print_stdout, reason = "it prints a table")]
+#![expect(clippy::unwrap_used, reason = "a benchmark stops at the first error")]
+
+use std::collections::HashSet;
+use std::fmt::Write as _;
+use std::hint::black_box;
+use std::io::Read;
+
+use bk::engine::write::chunk::{Chunker, Cutter, Identity, Key, Lengths};
+use rustix::time::{ClockId, clock_gettime};
+
+const BYTES: usize = 1 << 30;
+const BUFFER: usize = 4 << 20;
+const RUNS: usize = 7;
+
+fn main() {
+    let files = std::env::args().skip(1).filter(|a| !a.starts_with("--"));
+    println!("{:<10} {:<34} {:>9} {:>9} {:>7}", "data", "work", "median ms", "least ms", "ratio");
+    speed("random", &random(BYTES, 1));
+    for file in files {
+        let mut data = Vec::new();
+        std::fs::File::open(&file).unwrap().take(BYTES as u64).read_to_end(&mut data).unwrap();
+        speed(file.rsplit('/').next().unwrap_or_default(), &data);
+    }
+    let dump = dump(BYTES);
+    speed("dump", &dump);
+    speed("zeros", &vec![0; BYTES]);
+    speed("period 97", &random(97, 2).iter().copied().cycle().take(BYTES).collect::<Vec<u8>>());
+    changes(dump);
+}
+
+/// Times every kind of work over `data`, in turn, and prints a line each.
+fn speed(name: &str, data: &[u8]) {
+    let key = Key::new(&[7; 32]);
+    let of_blake3 = |chunk: &[u8]| *blake3::hash(chunk).as_bytes();
+    let cut = |lengths, work: &dyn Fn(&[u8])| {
+        let mut cutter = Cutter::new(lengths);
+        data.chunks(BUFFER).for_each(|buffer| cutter.feed(buffer, work));
+        cutter.finish(work);
+    };
+    let sum = |lengths| {
+        let mut hasher = blake3::Hasher::new();
+        let mut chunker = Chunker::new(lengths, key.clone());
+        for buffer in data.chunks(BUFFER) {
+            hasher.update(buffer);
+            chunker.feed(buffer, |chunk| {
+                black_box(chunk);
+            });
+        }
+        black_box((hasher.finalize(), chunker.finish()));
+    };
+    let works: [(&str, &dyn Fn()); 8] = [
+        ("BLAKE3", &|| {
+            let mut hasher = blake3::Hasher::new();
+            data.chunks(BUFFER).for_each(|buffer| {
+                hasher.update(buffer);
+            });
+            black_box(hasher.finalize());
+        }),
+        ("cuts", &|| cut(Lengths::CONTENT, &|chunk| drop(black_box(chunk.len())))),
+        ("cuts + XXH3", &|| cut(Lengths::CONTENT, &|chunk| drop(black_box(key.identify(chunk))))),
+        ("cuts + BLAKE3 of chunks", &|| cut(Lengths::CONTENT, &|chunk| drop(black_box(of_blake3(chunk))))),
+        ("fixed + XXH3", &|| cut(Lengths::FIXED, &|chunk| drop(black_box(key.identify(chunk))))),
+        ("fixed + BLAKE3 of chunks", &|| cut(Lengths::FIXED, &|chunk| drop(black_box(of_blake3(chunk))))),
+        ("BLAKE3, cuts + XXH3", &|| sum(Lengths::CONTENT)),
+        ("BLAKE3, fixed + XXH3", &|| sum(Lengths::FIXED)),
+    ];
+    let mut times = vec![Vec::new(); works.len()];
+    for _ in 0..RUNS {
+        for ((_, work), times) in works.iter().zip(&mut times) {
+            let start = cpu_ms();
+            work();
+            times.push(cpu_ms() - start);
+        }
+    }
+    times.iter_mut().for_each(|of| of.sort_by(f64::total_cmp));
+    let (base, least) = (times[0][RUNS / 2], times[0][0]);
+    for ((work, _), of) in works.iter().zip(&times) {
+        let (median, min) = (of[RUNS / 2], of[0]);
+        println!("{name:<10} {work:<34} {median:>9.1} {min:>9.1} {:>7.2} {:>7.2}", median / base, min / least);
+    }
+}
+
+/// Prints which share of a changed dump is in chunks that the dump before did not have.
+fn changes(old: Vec<u8>) {
+    println!("\n{:<34} {:>9} {:>9}", "change of the dump", "content %", "fixed %");
+    let mut new = old.clone();
+    let mut numbers = Numbers(3);
+    for _ in 0..500 {
+        let at = numbers.below(new.len() / 4096) * 4096;
+        new[at..at + 4096].copy_from_slice(&random(4096, numbers.next()));
+    }
+    report("500 overwrites of 4 KiB", &old, &new);
+
+    let mut places: Vec<usize> = (0..200).map(|_| numbers.below(old.len())).collect();
+    places.sort_unstable();
+    let mut new = Vec::with_capacity(old.len() + (1 << 20));
+    let mut done = 0;
+    for at in places {
+        new.extend_from_slice(&old[done..at]);
+        new.extend_from_slice(&random(400 + numbers.below(200), numbers.next()));
+        done = at;
+    }
+    new.extend_from_slice(&old[done..]);
+    report("200 inserts of about 500 bytes", &old, &new);
+}
+
+fn report(what: &str, old: &[u8], new: &[u8]) {
+    let [content, fixed] = [Lengths::CONTENT, Lengths::FIXED].map(|lengths| {
+        let known: HashSet<Identity> = chunks(lengths, old).into_iter().map(|(_, id)| id).collect();
+        let bytes: usize = chunks(lengths, new).iter().filter(|(_, id)| !known.contains(id)).map(|(len, _)| len).sum();
+        100.0 * bytes as f64 / new.len() as f64
+    });
+    println!("{what:<34} {content:>9.2} {fixed:>9.2}");
+}
+
+fn chunks(lengths: Lengths, data: &[u8]) -> Vec<(usize, Identity)> {
+    let mut found = Vec::new();
+    let mut chunker = Chunker::new(lengths, Key::new(&[7; 32]));
+    data.chunks(BUFFER).for_each(|buffer| chunker.feed(buffer, |chunk| found.push((chunk.len, chunk.id))));
+    found.extend(chunker.finish().map(|chunk| (chunk.len, chunk.id)));
+    found
+}
+
+/// Lines such as `pg_dump` writes of the accounts of `pgbench`.
+fn dump(len: usize) -> Vec<u8> {
+    let mut text = String::with_capacity(len + 128);
+    for line in 1.. {
+        writeln!(text, "{line}\t1\t0\t{:84}", "").unwrap();
+        if text.len() >= len {
+            break;
+        }
+    }
+    let mut text = text.into_bytes();
+    text.truncate(len);
+    text
+}
+
+fn random(len: usize, seed: u64) -> Vec<u8> {
+    let mut bytes = vec![0; len];
+    blake3::Hasher::new().update(&seed.to_le_bytes()).finalize_xof().fill(&mut bytes);
+    bytes
+}
+
+/// SplitMix64, for places of changes.
+struct Numbers(u64);
+
+impl Numbers {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let x = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        x ^ (x >> 31)
+    }
+
+    fn below(&mut self, limit: usize) -> usize {
+        usize::try_from(self.next() % limit as u64).unwrap()
+    }
+}
+
+fn cpu_ms() -> f64 {
+    let now = clock_gettime(ClockId::ThreadCPUTime);
+    now.tv_sec as f64 * 1e3 + now.tv_nsec as f64 / 1e6
+}

@@ -1,0 +1,298 @@
+//! Content-defined chunks: where a stream is cut so that equal contents give equal chunks, wherever they moved to.
+//!
+//! A chunk ends where a cheap hash of the [`WINDOW`] bytes before the cut is smallest among all cuts that [`Lengths`]
+//! allows; of equal ones the leftmost counts (the scheme known as `MinCDC`). So a cut depends on the bytes from the last
+//! cut on and on nothing else: two streams that share one cut share all that follow, as long as their bytes agree.
+//!
+//! [`Cutter`] finds the cuts and gives each chunk in one piece; [`Chunker`] names each chunk by its [`Identity`].
+//! Neither keeps contents: where a chunk straddles two slices, fewer than [`Lengths::max`] bytes are carried over.
+//!
+//! The hash comes in two halves of 16 bits. SSE2 has both a multiplication and a minimum for lanes of 16 bits, but
+//! neither for 32, and one register holds twice as many of them; the second half is only computed in blocks where the
+//! first one ties. The loops below are plain ones which the compiler turns into vector instructions, and `pulp` picks
+//! the widest that the processor has when the program runs; which one it is never moves a cut.
+
+use pulp::{Arch, NullaryFnOnce};
+use twox_hash::XxHash3_128;
+
+/// How many bytes before a cut decide how good it is.
+///
+/// Eight bytes hold a whole key in most dumps of a database: with four, rows of one table look alike and the cuts of a
+/// changed dump do not fall into step again.
+pub const WINDOW: usize = 8;
+
+/// How many cuts are compared at once; a block's minimum is kept until the best block is known.
+const BLOCK: usize = 1024;
+
+/// Odd factors for the four words of a window: multiples of the golden ratio's fraction and of its like, not special otherwise.
+const FIRST: [i16; 4] = factors([0x9e37, 0x79b9, 0x7f4b, 0xb5c3]);
+
+/// The factors of the second half, which settles ties of the first.
+const SECOND: [i16; 4] = factors([0xc2b3, 0x3c6f, 0xd1b5, 0x27d5]);
+
+/// How long chunks are, in bytes: every one but the last of a stream has `min..=max`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Lengths {
+    /// The shortest chunk; at least [`WINDOW`].
+    pub min: usize,
+    /// The longest chunk; equal to `min` for chunks of one length, which need no look at the contents.
+    pub max: usize,
+}
+
+impl Lengths {
+    /// Cuts by content: 64 KiB on average.
+    pub const CONTENT: Self = Self { min: 32 << 10, max: 96 << 10 };
+    /// Cuts every 64 KiB, for contents that change in place.
+    pub const FIXED: Self = Self { min: 64 << 10, max: 64 << 10 };
+}
+
+/// Cuts a stream into chunks. Where it cuts does not depend on how the stream was sliced.
+#[derive(Debug)]
+pub struct Cutter {
+    lengths: Lengths,
+    arch: Arch,
+    /// Bytes since the last cut, from earlier slices: fewer than `lengths.max` between calls.
+    carried: Vec<u8>,
+    /// Each block's smallest first half.
+    minima: Vec<i16>,
+}
+
+impl Cutter {
+    /// Starts a stream.
+    ///
+    /// # Panics
+    ///
+    /// When `lengths` are not in order, or shorter than [`WINDOW`].
+    #[must_use]
+    pub fn new(lengths: Lengths) -> Self {
+        assert!(WINDOW <= lengths.min && lengths.min <= lengths.max, "no chunk has such lengths: {lengths:?}");
+        Self { lengths, arch: Arch::new(), carried: Vec::new(), minima: Vec::new() }
+    }
+
+    /// Takes the next bytes of the stream and gives every chunk that ends in them, or before.
+    pub fn feed(&mut self, mut bytes: &[u8], mut each: impl FnMut(&[u8])) {
+        let max = self.lengths.max;
+        while !self.carried.is_empty() {
+            let held = self.carried.len();
+            let (more, _) = bytes.split_at(bytes.len().min(max - held));
+            self.carried.extend_from_slice(more);
+            if self.carried.len() < max {
+                return;
+            }
+            let len = self.cut_carried();
+            each(&self.carried[..len]);
+            if len < held {
+                // What came from `bytes` is still there: only what is older stays carried.
+                self.carried.truncate(held);
+                self.carried.drain(..len);
+            } else {
+                self.carried.clear();
+                bytes = &bytes[len - held..];
+            }
+        }
+        while bytes.len() >= max {
+            let (chunk, rest) = bytes.split_at(self.cut(bytes));
+            each(chunk);
+            bytes = rest;
+        }
+        self.carried.extend_from_slice(bytes);
+    }
+
+    /// Ends the stream: gives what is left as its last chunk, and is ready for another stream.
+    pub fn finish(&mut self, each: impl FnOnce(&[u8])) {
+        if !self.carried.is_empty() {
+            each(&self.carried);
+            self.carried.clear();
+        }
+    }
+
+    fn cut_carried(&mut self) -> usize {
+        let carried = std::mem::take(&mut self.carried);
+        let len = self.cut(&carried);
+        self.carried = carried;
+        len
+    }
+
+    /// The length of the chunk at the start of `bytes`, which hold at least one of the greatest length.
+    fn cut(&mut self, bytes: &[u8]) -> usize {
+        let Lengths { min, max } = self.lengths;
+        if min == max {
+            return max;
+        }
+        let windows = &bytes[min - WINDOW..max];
+        min + self.arch.dispatch(Best { windows, minima: &mut self.minima })
+    }
+}
+
+/// The search for the best window, compiled once for each set of instructions.
+struct Best<'a> {
+    windows: &'a [u8],
+    minima: &'a mut Vec<i16>,
+}
+
+impl NullaryFnOnce for Best<'_> {
+    type Output = usize;
+
+    #[inline(always)]
+    fn call(self) -> usize {
+        let Self { windows, minima } = self;
+        minima.clear();
+        minima.extend(blocks(windows).map(first_min));
+        let first = minima.iter().copied().min().unwrap_or(i16::MAX);
+
+        let mut best = (i16::MAX, 0, windows);
+        let mut found = false;
+        for (at, block) in blocks(windows).enumerate() {
+            if minima[at] == first {
+                let second = second_min(block, first);
+                if !found || second < best.0 {
+                    best = (second, at, block);
+                    found = true;
+                }
+            }
+        }
+        let (second, at, block) = best;
+        at * BLOCK + position(block, first, second)
+    }
+}
+
+/// Pieces of `BLOCK` windows each (the last may be shorter), which overlap by what a window is longer than one byte.
+#[inline(always)]
+fn blocks(windows: &[u8]) -> impl Iterator<Item = &[u8]> {
+    let count = windows.len() - (WINDOW - 1);
+    (0..count).step_by(BLOCK).map(move |at| &windows[at..(at + BLOCK).min(count) + WINDOW - 1])
+}
+
+/// The smallest first half in a block.
+#[inline(always)]
+fn first_min(block: &[u8]) -> i16 {
+    fold(block, i16::MAX, |least, _, words| least.min(hash(words, FIRST)))
+        .into_iter()
+        .fold(i16::MAX, i16::min)
+}
+
+/// The smallest second half in a block, of the windows whose first half is `first`.
+#[inline(always)]
+fn second_min(block: &[u8], first: i16) -> i16 {
+    fold(block, i16::MAX, |least, _, words| {
+        let second = if hash(words, FIRST) == first { hash(words, SECOND) } else { i16::MAX };
+        least.min(second)
+    })
+    .into_iter()
+    .fold(i16::MAX, i16::min)
+}
+
+/// The leftmost window in a block which has both halves.
+#[inline(always)]
+fn position(block: &[u8], first: i16, second: i16) -> usize {
+    let [even, odd] = fold(block, i16::MAX, |least, at, words| {
+        let hit = (hash(words, FIRST) == first) & (hash(words, SECOND) == second);
+        least.min(if hit { at } else { i16::MAX })
+    });
+    let place = |at: i16| usize::try_from(at).unwrap_or(0);
+    (2 * place(even)).min(2 * place(odd) + 1)
+}
+
+/// Folds over the windows at even places of a block and over those at odd ones: each are words side by side.
+#[inline(always)]
+fn fold(block: &[u8], init: i16, step: impl Fn(i16, i16, [i16; 4]) -> i16) -> [i16; 2] {
+    [0, 1].map(|phase| {
+        let block = block.get(phase..).unwrap_or_default();
+        let words = |offset: usize| block.get(offset..).unwrap_or_default().as_chunks::<2>().0;
+        let last = words(6);
+        let count = last.len().min(BLOCK / 2);
+        let (a, b, c, d) = (&words(0)[..count], &words(2)[..count], &words(4)[..count], &last[..count]);
+        let mut folded = init;
+        let mut place = 0i16;
+        for at in 0..count {
+            let window = [a[at], b[at], c[at], d[at]].map(i16::from_le_bytes);
+            folded = step(folded, place, window);
+            place = place.wrapping_add(1);
+        }
+        folded
+    })
+}
+
+#[inline(always)]
+fn hash(words: [i16; 4], factors: [i16; 4]) -> i16 {
+    let [a, b, c, d] = words;
+    let [p, q, r, s] = factors;
+    let left = a.wrapping_mul(p).wrapping_add(b.wrapping_mul(q));
+    left.wrapping_add(c.wrapping_mul(r).wrapping_add(d.wrapping_mul(s)))
+}
+
+const fn factors(of: [u16; 4]) -> [i16; 4] {
+    let [p, q, r, s] = of;
+    [p.cast_signed(), q.cast_signed(), r.cast_signed(), s.cast_signed()]
+}
+
+/// What names the contents of a chunk: equal contents have equal identities under one [`Key`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Identity(pub [u8; 16]);
+
+/// What identities depend on besides the contents: XXH3's secret, grown from 32 random bytes.
+#[derive(Clone)]
+pub struct Key([u8; 192]);
+
+impl Key {
+    /// Grows a key from 32 random bytes, which whoever chooses the contents must not know.
+    #[must_use]
+    pub fn new(random: &[u8; 32]) -> Self {
+        let mut secret = [0; 192];
+        blake3::Hasher::new_derive_key("bk 2026 identity of a chunk").update(random).finalize_xof().fill(&mut secret);
+        Self(secret)
+    }
+
+    /// The identity of a chunk with these bytes.
+    #[must_use]
+    pub fn identify(&self, chunk: &[u8]) -> Identity {
+        // Fails for secrets below 136 bytes only, and this one has 192.
+        Identity(XxHash3_128::oneshot_with_secret(&self.0, chunk).unwrap_or_default().to_be_bytes())
+    }
+
+    fn name(&self, chunk: &[u8]) -> Chunk {
+        Chunk { len: chunk.len(), id: self.identify(chunk) }
+    }
+}
+
+/// One chunk of a stream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Chunk {
+    /// Its length in bytes; the chunks of a stream lie end to end.
+    pub len: usize,
+    /// What names its contents.
+    pub id: Identity,
+}
+
+/// Cuts streams into chunks and names them.
+pub struct Chunker {
+    cutter: Cutter,
+    key: Key,
+}
+
+impl Chunker {
+    /// Starts a stream.
+    ///
+    /// # Panics
+    ///
+    /// When `lengths` are not in order, or shorter than [`WINDOW`].
+    #[must_use]
+    pub fn new(lengths: Lengths, key: Key) -> Self {
+        Self { cutter: Cutter::new(lengths), key }
+    }
+
+    /// Takes the next bytes of the stream and gives every chunk whose end is now known, in order.
+    ///
+    /// An end may be known only [`Lengths::max`] bytes after the chunk's start, in a later slice than it lies in.
+    pub fn feed(&mut self, bytes: &[u8], mut each: impl FnMut(Chunk)) {
+        let Self { cutter, key } = self;
+        cutter.feed(bytes, |chunk| each(key.name(chunk)));
+    }
+
+    /// Ends the stream: its last chunk, `None` if it was empty. Ready for another stream after that.
+    pub fn finish(&mut self) -> Option<Chunk> {
+        let mut last = None;
+        self.cutter.finish(|chunk| last = Some(self.key.name(chunk)));
+        last
+    }
+}
