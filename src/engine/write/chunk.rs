@@ -1,7 +1,7 @@
 //! Content-defined chunks: where a stream is cut so that equal contents give equal chunks, wherever they moved to.
 //!
 //! A chunk ends where a cheap hash of the [`WINDOW`] bytes before the cut is smallest among all cuts that [`Lengths`]
-//! allows; of equal ones the leftmost counts (the scheme known as `MinCDC`). So a cut depends on the bytes from the last
+//! allows; of equal ones the last counts (the scheme known as `MinCDC`). So a cut depends on the bytes from the last
 //! cut on and on nothing else: two streams that share one cut share all that follow, as long as their bytes agree.
 //!
 //! [`Cutter`] finds the cuts and gives each chunk in one piece; [`Chunker`] names each chunk by its [`Identity`].
@@ -119,8 +119,8 @@ impl Cutter {
         if min == max {
             return max;
         }
-        let windows = &bytes[min - WINDOW..max];
-        min + self.arch.dispatch(Best { windows, minima: &mut self.minima })
+        let windows = &bytes[min + 1 - WINDOW..max];
+        min + 1 + self.arch.dispatch(Best { windows, minima: &mut self.minima })
     }
 }
 
@@ -133,84 +133,77 @@ struct Best<'a> {
 impl NullaryFnOnce for Best<'_> {
     type Output = usize;
 
+    /// The place of the best window; of equal ones the last.
     #[inline(always)]
     fn call(self) -> usize {
         let Self { windows, minima } = self;
-        minima.clear();
-        minima.extend(blocks(windows).map(first_min));
-        let first = minima.iter().copied().min().unwrap_or(i16::MAX);
+        let count = windows.len() - (WINDOW - 1);
+        let block = |at: usize| &windows[at * BLOCK..((at + 1) * BLOCK).min(count) + WINDOW - 1];
 
-        let mut best = (i16::MAX, 0, windows);
-        let mut found = false;
-        for (at, block) in blocks(windows).enumerate() {
-            if minima[at] == first {
-                let second = second_min(block, first);
-                if !found || second < best.0 {
-                    best = (second, at, block);
-                    found = true;
+        minima.clear();
+        let mut first = i16::MAX;
+        for at in 0..count.div_ceil(BLOCK) {
+            let least = first_min(block(at));
+            minima.push(least);
+            first = first.min(least);
+        }
+
+        let (mut second, mut best) = (i16::MAX, 0);
+        for (at, &least) in minima.iter().enumerate() {
+            if least == first {
+                let least = second_min(block(at), first);
+                if least <= second {
+                    (second, best) = (least, at);
                 }
             }
         }
-        let (second, at, block) = best;
-        at * BLOCK + position(block, first, second)
+        best * BLOCK + position(block(best), first, second)
     }
-}
-
-/// Pieces of `BLOCK` windows each (the last may be shorter), which overlap by what a window is longer than one byte.
-#[inline(always)]
-fn blocks(windows: &[u8]) -> impl Iterator<Item = &[u8]> {
-    let count = windows.len() - (WINDOW - 1);
-    (0..count).step_by(BLOCK).map(move |at| &windows[at..(at + BLOCK).min(count) + WINDOW - 1])
 }
 
 /// The smallest first half in a block.
 #[inline(always)]
 fn first_min(block: &[u8]) -> i16 {
-    fold(block, i16::MAX, |least, _, words| least.min(hash(words, FIRST)))
-        .into_iter()
-        .fold(i16::MAX, i16::min)
+    let [even, odd] = fold(block, i16::MAX, |least, _, words| least.min(hash(words, FIRST)));
+    even.min(odd)
 }
 
 /// The smallest second half in a block, of the windows whose first half is `first`.
 #[inline(always)]
 fn second_min(block: &[u8], first: i16) -> i16 {
-    fold(block, i16::MAX, |least, _, words| {
+    let [even, odd] = fold(block, i16::MAX, |least, _, words| {
         let second = if hash(words, FIRST) == first { hash(words, SECOND) } else { i16::MAX };
         least.min(second)
-    })
-    .into_iter()
-    .fold(i16::MAX, i16::min)
+    });
+    even.min(odd)
 }
 
-/// The leftmost window in a block which has both halves.
+/// The last window in a block which has both halves.
 #[inline(always)]
 fn position(block: &[u8], first: i16, second: i16) -> usize {
-    let [even, odd] = fold(block, i16::MAX, |least, at, words| {
+    let [even, odd] = fold(block, -1, |last, at, words| {
         let hit = (hash(words, FIRST) == first) & (hash(words, SECOND) == second);
-        least.min(if hit { at } else { i16::MAX })
+        last.max(if hit { at } else { -1 })
     });
-    let place = |at: i16| usize::try_from(at).unwrap_or(0);
-    (2 * place(even)).min(2 * place(odd) + 1)
+    usize::try_from((2 * even).max(2 * odd + 1)).unwrap_or(0)
 }
 
-/// Folds over the windows at even places of a block and over those at odd ones: each are words side by side.
+/// Folds over the windows at even places of a block and over those at odd ones: the words of either lie side by side.
 #[inline(always)]
-fn fold(block: &[u8], init: i16, step: impl Fn(i16, i16, [i16; 4]) -> i16) -> [i16; 2] {
-    [0, 1].map(|phase| {
-        let block = block.get(phase..).unwrap_or_default();
-        let words = |offset: usize| block.get(offset..).unwrap_or_default().as_chunks::<2>().0;
-        let last = words(6);
-        let count = last.len().min(BLOCK / 2);
-        let (a, b, c, d) = (&words(0)[..count], &words(2)[..count], &words(4)[..count], &last[..count]);
-        let mut folded = init;
-        let mut place = 0i16;
-        for at in 0..count {
-            let window = [a[at], b[at], c[at], d[at]].map(i16::from_le_bytes);
-            folded = step(folded, place, window);
-            place = place.wrapping_add(1);
-        }
-        folded
-    })
+fn fold(block: &[u8], start: i16, step: impl Fn(i16, i16, [i16; 4]) -> i16) -> [i16; 2] {
+    let count = (block.len() - (WINDOW - 1)) / 2;
+    let words = |offset: usize| &block[offset..offset + 2 * count].as_chunks::<2>().0[..count];
+    let (a, b, c, d) = (words(0), words(2), words(4), words(6));
+    let (e, f, g, h) = (words(1), words(3), words(5), words(7));
+    let word = |of: &[[u8; 2]], at: usize| i16::from_le_bytes(of[at]);
+    let (mut even, mut odd) = (start, start);
+    let mut place = 0i16;
+    for at in 0..count {
+        even = step(even, place, [word(a, at), word(b, at), word(c, at), word(d, at)]);
+        odd = step(odd, place, [word(e, at), word(f, at), word(g, at), word(h, at)]);
+        place = place.wrapping_add(1);
+    }
+    [even, odd]
 }
 
 #[inline(always)]
