@@ -289,3 +289,181 @@ impl Chunker {
         last
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const SMALL: Lengths = Lengths { min: 256, max: 768 };
+
+    fn random(len: usize, seed: u64) -> Vec<u8> {
+        let mut bytes = vec![0; len];
+        blake3::Hasher::new().update(&seed.to_le_bytes()).finalize_xof().fill(&mut bytes);
+        bytes
+    }
+
+    /// Chunks of `data` in slices of these lengths, over and over.
+    fn chunks(lengths: Lengths, data: &[u8], slices: &[usize]) -> Vec<Chunk> {
+        let mut chunker = Chunker::new(lengths, Key::new(&[1; 32]));
+        let mut found = Vec::new();
+        let mut rest = data;
+        for &len in slices.iter().cycle() {
+            let (slice, after) = rest.split_at(len.min(rest.len()));
+            chunker.feed(slice, |chunk| found.push(chunk));
+            rest = after;
+            if rest.is_empty() {
+                break;
+            }
+        }
+        found.extend(chunker.finish());
+        found
+    }
+
+    fn lens(lengths: Lengths, data: &[u8]) -> Vec<usize> {
+        chunks(lengths, data, &[data.len()]).iter().map(|chunk| chunk.len).collect()
+    }
+
+    /// The best cut as the module's header defines it, with no blocks and no lanes.
+    fn plain(lengths: Lengths, data: &[u8]) -> Vec<usize> {
+        let mut found = Vec::new();
+        let mut rest = data;
+        while rest.len() >= lengths.max {
+            let halves = |len: &usize| {
+                let window = &rest[len - WINDOW..*len];
+                let words = [0, 2, 4, 6].map(|at| i16::from_le_bytes([window[at], window[at + 1]]));
+                (hash(words, FIRST), hash(words, SECOND))
+            };
+            let len = (lengths.min + 1..=lengths.max).rev().min_by_key(halves).unwrap();
+            found.push(len);
+            rest = &rest[len..];
+        }
+        found.extend(Some(rest.len()).filter(|len| *len > 0));
+        found
+    }
+
+    /// How many bytes of `new` are in chunks that `old` does not have.
+    fn new_bytes(lengths: Lengths, old: &[u8], new: &[u8]) -> usize {
+        let mut known = HashMap::new();
+        for chunk in chunks(lengths, old, &[4096]) {
+            known.insert(chunk.id, chunk.len);
+        }
+        chunks(lengths, new, &[4096]).iter().filter(|c| known.get(&c.id) != Some(&c.len)).map(|c| c.len).sum()
+    }
+
+    /// Contents with much, some and no repetition.
+    fn contents() -> impl Strategy<Value = Vec<u8>> {
+        prop_oneof![
+            (0..20_000usize, any::<u64>()).prop_map(|(len, seed)| random(len, seed)),
+            (0..20_000usize, any::<u64>())
+                .prop_map(|(len, seed)| random(len, seed).iter().map(|byte| byte & 1).collect()),
+            (0..20_000usize, 1..300usize, any::<u64>()).prop_map(|(len, period, seed)| random(period, seed)
+                .iter()
+                .copied()
+                .cycle()
+                .take(len)
+                .collect()),
+        ]
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(128))]
+
+        #[test]
+        fn cuts_are_where_the_plain_search_puts_them(data in contents(), min in WINDOW..700, more in 0..1500usize) {
+            let lengths = Lengths { min, max: min + 2 * more };
+            if more > 0 {
+                prop_assert_eq!(lens(lengths, &data), plain(lengths, &data));
+            }
+        }
+
+        #[test]
+        fn slices_move_no_cut(data in contents(), slices in prop::collection::vec(1..3000usize, 1..20)) {
+            for lengths in [SMALL, Lengths { min: 512, max: 512 }] {
+                prop_assert_eq!(chunks(lengths, &data, &slices), chunks(lengths, &data, &[data.len()]));
+            }
+        }
+
+        #[test]
+        fn chunks_lie_end_to_end_within_the_lengths(data in contents()) {
+            let found = lens(SMALL, &data);
+            prop_assert_eq!(found.iter().sum::<usize>(), data.len());
+            if let Some((last, others)) = found.split_last() {
+                prop_assert!(others.iter().all(|len| (SMALL.min..=SMALL.max).contains(len)));
+                prop_assert!((1..=SMALL.max).contains(last));
+            }
+        }
+
+        #[test]
+        fn an_edit_changes_few_chunks(
+            seed in any::<u64>(), at in 0..200_000usize, cut in 0..2000usize, put in 0..2000usize,
+        ) {
+            let old = random(200_000, seed);
+            let mut new = old.clone();
+            new.splice(at..(at + cut).min(old.len()), random(put, !seed));
+            let changed = new_bytes(SMALL, &old, &new);
+            prop_assert!(changed <= put + 16 * SMALL.max, "{changed} bytes are new");
+        }
+    }
+
+    #[test]
+    fn every_set_of_instructions_cuts_alike() {
+        let data = random(3 << 20, 5);
+        let cuts = |arch| {
+            let mut found = Vec::new();
+            let mut cutter = Cutter { arch, ..Cutter::new(Lengths::CONTENT) };
+            cutter.feed(&data, |chunk| found.push(chunk.len()));
+            found
+        };
+        assert_eq!(cuts(Arch::new()), cuts(Arch::Scalar));
+    }
+
+    #[test]
+    fn zeros_give_chunks_of_the_greatest_length() {
+        let found = chunks(Lengths::CONTENT, &vec![0; 10 * Lengths::CONTENT.max], &[4096]);
+        assert!(found.iter().all(|chunk| *chunk == found[0] && chunk.len == Lengths::CONTENT.max));
+    }
+
+    #[test]
+    fn short_periods_give_stable_chunks() {
+        for period in [2, 3, 97, 512] {
+            let data: Vec<u8> = random(period, 9).iter().copied().cycle().take(1 << 20).collect();
+            let found = lens(Lengths::CONTENT, &data);
+            let (_, steady) = found[1..].split_last().unwrap();
+            assert!(steady.iter().all(|len| len % period == 0 && *len == steady[0]), "period {period}: {found:?}");
+            assert!(steady[0] > Lengths::CONTENT.max - period);
+        }
+    }
+
+    #[test]
+    fn chunks_are_as_long_as_said_on_average() {
+        let found = lens(Lengths::CONTENT, &random(32 << 20, 4));
+        let mean = (32 << 20) / found.len();
+        assert!((60 << 10..68 << 10).contains(&mean), "{mean}");
+    }
+
+    #[test]
+    fn identities_depend_on_contents_and_key() {
+        let (one, other) = (Key::new(&[1; 32]), Key::new(&[2; 32]));
+        assert_eq!(one.identify(b"abc"), one.identify(b"abc"));
+        assert_ne!(one.identify(b"abc"), one.identify(b"abd"));
+        assert_ne!(one.identify(b"abc"), other.identify(b"abc"));
+    }
+
+    #[test]
+    fn a_chunker_begins_anew_after_the_end() {
+        let data = random(5000, 3);
+        let mut chunker = Chunker::new(SMALL, Key::new(&[1; 32]));
+        let mut once = || {
+            let mut found = Vec::new();
+            chunker.feed(&data, |chunk| found.push(chunk));
+            found.extend(chunker.finish());
+            found
+        };
+        assert_eq!(once(), once());
+        assert_eq!(Chunker::new(SMALL, Key::new(&[1; 32])).finish(), None);
+    }
+}
