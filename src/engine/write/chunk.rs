@@ -22,9 +22,11 @@ use twox_hash::XxHash3_128;
 pub const WINDOW: usize = 8;
 
 /// How many cuts are compared at once; a block's minimum is kept until the best block is known.
+///
+/// Even, so that every block has as many windows at even places as at odd ones, and half of it fits 16 bits.
 const BLOCK: usize = 1024;
 
-/// Odd factors for the four words of a window: multiples of the golden ratio's fraction and of its like, not special otherwise.
+/// Odd factors for the four words of a window, from the golden ratio and other irrational numbers; not special otherwise.
 const FIRST: [i16; 4] = factors([0x9e37, 0x79b9, 0x7f4b, 0xb5c3]);
 
 /// The factors of the second half, which settles ties of the first.
@@ -33,15 +35,19 @@ const SECOND: [i16; 4] = factors([0xc2b3, 0x3c6f, 0xd1b5, 0x27d5]);
 /// How long chunks are, in bytes: every one but the last of a stream has `min..=max`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Lengths {
-    /// The shortest chunk; at least [`WINDOW`].
+    /// The shortest chunk; at least [`WINDOW`]. With `max` above it, chunks are at least one byte longer.
     pub min: usize,
-    /// The longest chunk; equal to `min` for chunks of one length, which need no look at the contents.
+    /// The longest chunk, an even number of bytes above `min`; equal to it for chunks of one length, which need no look
+    /// at the contents.
     pub max: usize,
 }
 
 impl Lengths {
-    /// Cuts by content: 64 KiB on average.
-    pub const CONTENT: Self = Self { min: 32 << 10, max: 96 << 10 };
+    /// Cuts by content: 56 KiB on average.
+    ///
+    /// Of a dump with 500 random overwrites of 4 KiB in 1 GiB, this finds 5 % new, and 32 to 96 KiB would find 5.6 %;
+    /// a narrower range with the same mean falls into step more slowly.
+    pub const CONTENT: Self = Self { min: 28 << 10, max: 84 << 10 };
     /// Cuts every 64 KiB, for contents that change in place.
     pub const FIXED: Self = Self { min: 64 << 10, max: 64 << 10 };
 }
@@ -62,10 +68,14 @@ impl Cutter {
     ///
     /// # Panics
     ///
-    /// When `lengths` are not in order, or shorter than [`WINDOW`].
+    /// When `lengths` are not as [`Lengths`] says.
     #[must_use]
     pub fn new(lengths: Lengths) -> Self {
-        assert!(WINDOW <= lengths.min && lengths.min <= lengths.max, "no chunk has such lengths: {lengths:?}");
+        let Lengths { min, max } = lengths;
+        assert!(
+            WINDOW <= min && min <= max && (max - min).is_multiple_of(2),
+            "no chunks have such lengths: {lengths:?}"
+        );
         Self { lengths, arch: Arch::new(), carried: Vec::new(), minima: Vec::new() }
     }
 
@@ -268,7 +278,7 @@ impl Chunker {
     ///
     /// # Panics
     ///
-    /// When `lengths` are not in order, or shorter than [`WINDOW`].
+    /// When `lengths` are not as [`Lengths`] says.
     #[must_use]
     pub fn new(lengths: Lengths, key: Key) -> Self {
         Self { cutter: Cutter::new(lengths), key }
@@ -442,7 +452,7 @@ mod tests {
     fn chunks_are_as_long_as_said_on_average() {
         let found = lens(Lengths::CONTENT, &random(32 << 20, 4));
         let mean = (32 << 20) / found.len();
-        assert!((60 << 10..68 << 10).contains(&mean), "{mean}");
+        assert!((54 << 10..58 << 10).contains(&mean), "{mean}");
     }
 
     #[test]
