@@ -230,6 +230,9 @@ const fn factors(of: [u16; 4]) -> [i16; 4] {
 }
 
 /// What names the contents of a chunk: equal contents have equal identities under one [`Key`].
+///
+/// Not a digest: it tells contents apart that differ by chance, or by the will of someone who knows neither the key nor
+/// any identity. Whether what was stored is right is for BLAKE3 to say.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Identity(pub [u8; 16]);
 
@@ -248,9 +251,10 @@ impl Key {
 
     /// The identity of a chunk with these bytes.
     #[must_use]
+    #[expect(clippy::expect_used, reason = "XXH3 refuses secrets below 136 bytes only")]
     pub fn identify(&self, chunk: &[u8]) -> Identity {
-        // Fails for secrets below 136 bytes only, and this one has 192.
-        Identity(XxHash3_128::oneshot_with_secret(&self.0, chunk).unwrap_or_default().to_be_bytes())
+        let hash = XxHash3_128::oneshot_with_secret(&self.0, chunk).expect("the secret has 192 bytes");
+        Identity(hash.to_be_bytes())
     }
 
     fn name(&self, chunk: &[u8]) -> Chunk {
