@@ -9,10 +9,10 @@
 //!
 //! The hash comes in two halves of 16 bits. SSE2 has both a multiplication and a minimum for lanes of 16 bits, but
 //! neither for 32, and one register holds twice as many of them; the second half is only computed in blocks where the
-//! first one ties. The loops below are plain ones which the compiler turns into vector instructions, and `pulp` picks
-//! the widest that the processor has when the program runs; which one it is never moves a cut.
+//! first one ties. The loops below are plain ones which the compiler turns into vector instructions; `fearless_simd`
+//! compiles them for several sets of those and picks the widest that the processor has. Which one it is moves no cut.
 
-use pulp::{Arch, NullaryFnOnce};
+use fearless_simd::{Level, dispatch};
 use twox_hash::XxHash3_128;
 
 /// How many bytes before a cut decide how good it is.
@@ -56,7 +56,7 @@ impl Lengths {
 #[derive(Debug)]
 pub struct Cutter {
     lengths: Lengths,
-    arch: Arch,
+    level: Level,
     /// Bytes since the last cut, from earlier slices: fewer than `lengths.max` between calls.
     carried: Vec<u8>,
     /// Each block's smallest first half.
@@ -76,7 +76,7 @@ impl Cutter {
             WINDOW <= min && min <= max && (max - min).is_multiple_of(2),
             "no chunks have such lengths: {lengths:?}"
         );
-        Self { lengths, arch: Arch::new(), carried: Vec::new(), minima: Vec::new() }
+        Self { lengths, level: Level::new(), carried: Vec::new(), minima: Vec::new() }
     }
 
     /// Takes the next bytes of the stream and gives every chunk that ends in them, or before.
@@ -130,45 +130,35 @@ impl Cutter {
             return max;
         }
         let windows = &bytes[min + 1 - WINDOW..max];
-        min + 1 + self.arch.dispatch(Best { windows, minima: &mut self.minima })
+        let minima = &mut self.minima;
+        min + 1 + dispatch!(self.level, _ => best(windows, minima))
     }
 }
 
-/// The search for the best window, compiled once for each set of instructions.
-struct Best<'a> {
-    windows: &'a [u8],
-    minima: &'a mut Vec<i16>,
-}
+/// The place of the best window; of equal ones the last. Compiled once for each set of instructions, with all it calls.
+#[inline(always)]
+fn best(windows: &[u8], minima: &mut Vec<i16>) -> usize {
+    let count = windows.len() - (WINDOW - 1);
+    let block = |at: usize| &windows[at * BLOCK..((at + 1) * BLOCK).min(count) + WINDOW - 1];
 
-impl NullaryFnOnce for Best<'_> {
-    type Output = usize;
+    minima.clear();
+    let mut first = i16::MAX;
+    for at in 0..count.div_ceil(BLOCK) {
+        let least = first_min(block(at));
+        minima.push(least);
+        first = first.min(least);
+    }
 
-    /// The place of the best window; of equal ones the last.
-    #[inline(always)]
-    fn call(self) -> usize {
-        let Self { windows, minima } = self;
-        let count = windows.len() - (WINDOW - 1);
-        let block = |at: usize| &windows[at * BLOCK..((at + 1) * BLOCK).min(count) + WINDOW - 1];
-
-        minima.clear();
-        let mut first = i16::MAX;
-        for at in 0..count.div_ceil(BLOCK) {
-            let least = first_min(block(at));
-            minima.push(least);
-            first = first.min(least);
-        }
-
-        let (mut second, mut best) = (i16::MAX, 0);
-        for (at, &least) in minima.iter().enumerate() {
-            if least == first {
-                let least = second_min(block(at), first);
-                if least <= second {
-                    (second, best) = (least, at);
-                }
+    let (mut second, mut best) = (i16::MAX, 0);
+    for (at, &least) in minima.iter().enumerate() {
+        if least == first {
+            let least = second_min(block(at), first);
+            if least <= second {
+                (second, best) = (least, at);
             }
         }
-        best * BLOCK + position(block(best), first, second)
     }
+    best * BLOCK + position(block(best), first, second)
 }
 
 /// The smallest first half in a block.
@@ -426,13 +416,13 @@ mod tests {
     #[test]
     fn every_set_of_instructions_cuts_alike() {
         let data = random(3 << 20, 5);
-        let cuts = |arch| {
+        let cuts = |level| {
             let mut found = Vec::new();
-            let mut cutter = Cutter { arch, ..Cutter::new(Lengths::CONTENT) };
+            let mut cutter = Cutter { level, ..Cutter::new(Lengths::CONTENT) };
             cutter.feed(&data, |chunk| found.push(chunk.len()));
             found
         };
-        assert_eq!(cuts(Arch::new()), cuts(Arch::Scalar));
+        assert_eq!(cuts(Level::new()), cuts(Level::baseline()));
     }
 
     #[test]
