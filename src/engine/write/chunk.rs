@@ -17,8 +17,8 @@ use twox_hash::XxHash3_128;
 
 /// How many bytes before a cut decide how good it is.
 ///
-/// Eight bytes hold a whole key in most dumps of a database: with four, rows of one table look alike and the cuts of a
-/// changed dump do not fall into step again.
+/// Eight bytes hold the digits in which neighbouring rows of a dump differ. Where most windows repeat in every row, all
+/// cuts tie, and those of a changed dump need not fall into step again.
 pub const WINDOW: usize = 8;
 
 /// How many cuts are compared at once; a block's minimum is kept until the best block is known.
@@ -26,7 +26,7 @@ pub const WINDOW: usize = 8;
 /// Even, so that every block has as many windows at even places as at odd ones, and half of it fits 16 bits.
 const BLOCK: usize = 1024;
 
-/// Odd factors for the four words of a window, from the golden ratio and other irrational numbers; not special otherwise.
+/// Odd factors for the four words of a window: arbitrary but for mixing well, and fixed, or no cut would be found again.
 const FIRST: [i16; 4] = factors([0x9e37, 0x79b9, 0x7f4b, 0xb5c3]);
 
 /// The factors of the second half, which settles ties of the first.
