@@ -31,6 +31,8 @@ fn request(dir: &std::path::Path, codec: Codec) -> snapshot::Request {
             snapshot::Input::Command(vec!["seq".into(), "1".into(), "900".into()]),
         )),
         pipeline: pipeline::Settings { threads: 1, codec, frame_len: 4096, verify_all: true },
+        level: None,
+        keep: None,
         ignore_inode: false,
         part_len: 2048,
     }
