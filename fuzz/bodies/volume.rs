@@ -57,7 +57,7 @@ fn seed() -> &'static Seed {
             keep: None,
             pipeline: pipeline::Settings { threads: 1, codec: Codec::None, frame_len: 4096, verify_all: false },
             ignore_inode: false,
-        part_len: 4096,
+            part_len: 4096,
         };
         snapshot::run(&volume, None, &request, &System, &Silent).expect("a snapshot");
         let all = store.list("").expect("a list");

@@ -42,10 +42,11 @@ impl Line {
     /// Adds a run that follows `last`: as one line when it can be.
     pub fn push(lines: &mut Vec<Self>, line: Self) {
         match (lines.last_mut(), line) {
-            (
-                Some(Self::Copy { offset, len, from }),
-                Self::Copy { offset: next, len: more, from: old },
-            ) if *offset + *len == next && *from + *len == old => *len += more,
+            (Some(Self::Copy { offset, len, from }), Self::Copy { offset: next, len: more, from: old })
+                if *offset + *len == next && *from + *len == old =>
+            {
+                *len += more
+            }
             (Some(Self::Data { offset, len }), Self::Data { offset: next, len: more }) if *offset + *len == next => {
                 *len += more;
             }
@@ -160,15 +161,9 @@ mod tests {
         let runs = [Run { offset: 10, len: 4 }, Run { offset: 100, len: 6 }];
         let lines = [Line::Copy { offset: 0, len: 10, from: 0 }];
         let split = in_files(&lines, Some(&runs), None);
-        assert_eq!(
-            split,
-            [Line::Copy { offset: 10, len: 4, from: 0 }, Line::Copy { offset: 100, len: 6, from: 4 }]
-        );
+        assert_eq!(split, [Line::Copy { offset: 10, len: 4, from: 0 }, Line::Copy { offset: 100, len: 6, from: 4 }]);
         let split = in_files(&lines, None, Some(&runs));
-        assert_eq!(
-            split,
-            [Line::Copy { offset: 0, len: 4, from: 10 }, Line::Copy { offset: 4, len: 6, from: 100 }]
-        );
+        assert_eq!(split, [Line::Copy { offset: 0, len: 4, from: 10 }, Line::Copy { offset: 4, len: 6, from: 100 }]);
         assert_eq!(in_files(&[Line::Data { offset: 2, len: 4 }], Some(&runs), None).len(), 2);
     }
 }

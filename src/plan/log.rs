@@ -312,7 +312,7 @@ pub(super) mod tests {
                 restore_txt: ObjectRef { name: "RESTORE.txt".to_owned(), len: 1, digest },
                 totals: Totals::default(),
                 chunk_key: None,
-            incomplete: Vec::new(),
+                incomplete: Vec::new(),
                 crypto: None,
                 sig: None,
             })))

@@ -196,14 +196,7 @@ impl<'a> Walk<'a> {
         listing.retain(|name, kind| self.takes(level.path_len, name, kind, partial.is_some(), visitor));
         self.path.truncate(level.path_len);
         let systems = &mut self.systems;
-        visitor.enter(Names {
-            path: &self.path,
-            entry,
-            told,
-            dir: Some(fd.as_fd()),
-            listing: &listing,
-            systems,
-        })?;
+        visitor.enter(Names { path: &self.path, entry, told, dir: Some(fd.as_fd()), listing: &listing, systems })?;
         for n in 0..listing.len() {
             let (name, kind) = listing.get(n);
             if !visitor.begins(n, name)? {
@@ -235,14 +228,7 @@ impl<'a> Walk<'a> {
     }
 
     /// Whether a name is to be stored.
-    fn takes(
-        &mut self,
-        dir_len: usize,
-        name: &[u8],
-        kind: FileKind,
-        named: bool,
-        visitor: &mut impl Visitor,
-    ) -> bool {
+    fn takes(&mut self, dir_len: usize, name: &[u8], kind: FileKind, named: bool, visitor: &mut impl Visitor) -> bool {
         self.set_name(dir_len, name);
         if self.path.len() > PATH_LEN_MAX {
             visitor.warn(format!("the path is too long: {}", show::name(&self.path)), true);

@@ -72,11 +72,7 @@ pub struct Old<'a> {
 
 impl<'a> Old<'a> {
     /// The content at `content`, of which `chunks` were noted.
-    pub fn new(
-        chain: &'a Chain,
-        content: Located,
-        chunks: impl Iterator<Item = Result<ChunkRun>> + 'a,
-    ) -> Self {
+    pub fn new(chain: &'a Chain, content: Located, chunks: impl Iterator<Item = Result<ChunkRun>> + 'a) -> Self {
         Self {
             chain,
             content,
@@ -281,12 +277,17 @@ impl<'a> Delta<'a> {
         let Self { cutter, state, .. } = self;
         cutter.feed(bytes, |chunk| state.chunk(chunk));
         let content: u64 = self.state.lines.iter().map(Line::content_len).sum();
-        if content >= self.segment_len { self.emit(emit) } else { Ok(()) }
+        if content >= self.segment_len && !self.is_undecided() { self.emit(emit) } else { Ok(()) }
     }
 
-    /// The chunks found since the last call.
+    /// Whether all is as it was so far: nothing is stored till that is known not to be so.
+    fn is_undecided(&self) -> bool {
+        self.state.same && self.segments == 0 && self.state.chunks.len() < WINDOW_COUNT_MAX
+    }
+
+    /// The chunks found since the last call; none as long as the content may turn out to be the old version.
     pub fn take_chunks(&mut self) -> Vec<Chunk> {
-        std::mem::take(&mut self.state.chunks)
+        if self.is_undecided() { Vec::new() } else { std::mem::take(&mut self.state.chunks) }
     }
 
     fn emit(&mut self, emit: &mut Emit<'_>) -> Result<()> {
@@ -325,7 +326,7 @@ impl<'a> Delta<'a> {
             self.places = self.state.old.all();
         }
         let same = same && self.segments == 0;
-        let chunks = self.take_chunks();
+        let chunks = std::mem::take(&mut self.state.chunks);
         let Self { places, state: State { old, offset, .. }, .. } = self;
         Ok((Compared { digest, places, len: offset, same, old }, chunks))
     }

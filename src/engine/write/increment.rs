@@ -113,9 +113,8 @@ impl<'a> Increment<'a> {
         dirs.clear();
         removed.clear();
         let mut joined = Joined::default();
-        let before = |row: &Row| {
-            row.entry.path.is_empty() || path::cmp_dirs(path::split(&row.entry.path).0, names.path).is_lt()
-        };
+        let before =
+            |row: &Row| row.entry.path.is_empty() || path::cmp_dirs(path::split(&row.entry.path).0, names.path).is_lt();
         // An error is taken below.
         while rows.next_if(|row| row.as_ref().is_ok_and(before)).is_some() {}
         let mut next = |name: Option<&[u8]>| -> Result<Option<Row>> {

@@ -209,10 +209,11 @@ impl Worker {
         }
         let digest = Digest::of(&stored);
         let len = u32::try_from(frame.len).map_err(|_| Error::integrity("a frame is too long"))?;
-        let Plain { number, stream, offset, buf, starts_member, runs_on, rows, chunks, ends_stream, stream_end, .. } = frame;
+        let Plain {
+            number, stream, offset, buf, starts_member, runs_on, rows, chunks, ends_stream, stream_end, ..
+        } = frame;
         let _ = self.free.send(buf);
-        let sealed =
-            Sealed {
+        let sealed = Sealed {
             stream,
             offset,
             len,

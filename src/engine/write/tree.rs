@@ -588,7 +588,8 @@ impl Tree<'_, '_> {
             while at < run.end() {
                 let want = buf.len().min(usize::try_from(run.end() - at).unwrap_or(usize::MAX));
                 short |= read_all(fd, at, &mut buf[..want], &mut damaged);
-                delta.push(&buf[..want], &mut |lines, data| self.delta_text(&entry, &previous.row.entry, lines, data))?;
+                delta
+                    .push(&buf[..want], &mut |lines, data| self.delta_text(&entry, &previous.row.entry, lines, data))?;
                 self.framer.chunks(ChunkRun { stream: 0, path: entry.path.clone(), chunks: delta.take_chunks() });
                 at += want as u64;
                 self.tell_bytes(want as u64, &entry.path);
@@ -597,14 +598,13 @@ impl Tree<'_, '_> {
         }
         self.large_done(&mut entry, fd, stat, short, damaged)?;
         let must = previous.moved || !is_seen_as(&previous.row.entry, &entry);
-        let (compared, chunks) = delta
-            .finish(must, &mut |lines, data| self.delta_text(&entry, &previous.row.entry, lines, data))?;
+        let (compared, chunks) =
+            delta.finish(must, &mut |lines, data| self.delta_text(&entry, &previous.row.entry, lines, data))?;
         if compared.same {
             return self.keep(entry, stat, previous);
         }
         self.framer.chunks(ChunkRun { stream: 0, path: entry.path.clone(), chunks });
-        entry.map =
-            Some(Box::new(Map { digest: compared.digest, first: 0, count: 0, places: compared.places }));
+        entry.map = Some(Box::new(Map { digest: compared.digest, first: 0, count: 0, places: compared.places }));
         self.remember(&entry, stat, true)?;
         self.row(entry)
     }
