@@ -1,8 +1,9 @@
 //! Index blocks and tails: decode, encode again, compare.
 use bk::{
     format::index::{
-        decode_entries, decode_extents, decode_footer, decode_frames, decode_parts, decode_tail, encode_entries,
-        encode_extents, encode_frames, encode_parts,
+        decode_chunks, decode_entries, decode_extents, decode_footer, decode_frames, decode_inodes, decode_parts,
+        decode_places, decode_tail, encode_chunks, encode_entries, encode_extents, encode_frames, encode_inodes,
+        encode_parts, encode_places,
     },
     model::digest::Digest,
 };
@@ -15,7 +16,7 @@ pub fn run(data: &[u8]) {
         return;
     };
     let rows = usize::from(rows);
-    match kind % 5 {
+    match kind % 8 {
         0 => {
             if let Ok(entries) = decode_entries(plain, rows) {
                 let again = decode_entries(&encode_entries(&entries), rows).expect("what was decoded encodes");
@@ -40,6 +41,21 @@ pub fn run(data: &[u8]) {
         3 => {
             if let Ok(parts) = decode_parts(plain, rows) {
                 assert_eq!(decode_parts(&encode_parts(&parts), rows).expect("encodes"), parts);
+            }
+        }
+        5 => {
+            if let Ok(places) = decode_places(plain, rows) {
+                assert_eq!(decode_places(&encode_places(&places), rows).expect("encodes"), places);
+            }
+        }
+        6 => {
+            if let Ok(inodes) = decode_inodes(plain, rows) {
+                assert_eq!(decode_inodes(&encode_inodes(&inodes), rows).expect("encodes"), inodes);
+            }
+        }
+        7 => {
+            if let Ok(chunks) = decode_chunks(plain, rows) {
+                assert_eq!(decode_chunks(&encode_chunks(&chunks), rows).expect("encodes"), chunks);
             }
         }
         _ => {

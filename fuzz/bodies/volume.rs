@@ -1,7 +1,7 @@
 //! A whole volume of hostile bytes behind good digests: verified, listed, read and restored. Nothing panics, nothing leaves the target.
 //!
-//! Input: runs of (position u16, xor u8) that are applied to the plain bytes of a small index, which is then sealed again with
-//! right digests, so that every check behind the digests is reached.
+//! Input: runs of (position u16, xor u8) that are applied to the plain bytes of the small index of an increment, which is then sealed again
+//! with right digests, so that every check behind the digests is reached; it is also taken as a base.
 use std::sync::{Arc, OnceLock};
 
 use bk::{
@@ -16,6 +16,7 @@ use bk::{
     model::digest::Digest,
     monitor::Silent,
     ops::{cat, ls, restore, snapshot, verify},
+    plan::level,
     source::select::{Globs, Selection},
     volume::{Store, create_on, memory::MemoryStore, open_on},
 };
@@ -27,6 +28,9 @@ struct Seed {
     record: Record,
     directory: Directory,
     blocks: Vec<Vec<u8>>,
+    /// A level 2 over it, of what lies in `dir`.
+    request: snapshot::Request,
+    dir: tempfile::TempDir,
 }
 
 fn seed() -> &'static Seed {
@@ -40,7 +44,7 @@ fn seed() -> &'static Seed {
         let store = MemoryStore::default();
         let now = System.now().expect("a time");
         let volume = create_on(Arc::new(store.clone()), "memory".into(), now).expect("a volume");
-        let request = snapshot::Request {
+        let mut request = snapshot::Request {
             job: "f".parse().expect("a name"),
             node: "n".into(),
             base: Some(dir.path().into()),
@@ -53,16 +57,27 @@ fn seed() -> &'static Seed {
             },
             patterns: vec![],
             stream: None,
-            level: None,
+            level: Some(level::Request::default()),
             keep: None,
             pipeline: pipeline::Settings { threads: 1, codec: Codec::None, frame_len: 4096, verify_all: false },
             ignore_inode: false,
             part_len: 4096,
         };
+        let long: Vec<u8> = (0..20_000u32).flat_map(|n| (n.wrapping_mul(2_654_435_761) >> 9).to_le_bytes()).collect();
+        std::fs::write(dir.path().join("long"), &long).expect("written");
         snapshot::run(&volume, None, &request, &System, &Silent).expect("a snapshot");
+        // A delta, a renamed file, a removed directory, a new file.
+        std::fs::write(dir.path().join("long"), [&long[..40_000], b"between", &long[40_000..]].concat())
+            .expect("written");
+        std::fs::rename(dir.path().join("d/file"), dir.path().join("moved")).expect("moved");
+        std::fs::remove_dir(dir.path().join("d")).expect("removed");
+        std::fs::write(dir.path().join("new"), b"new").expect("written");
+        request.level = Some(level::Request { level: 1, ..level::Request::default() });
+        snapshot::run(&volume, None, &request, &System, &Silent).expect("an increment");
+        request.level = Some(level::Request { level: 2, ..level::Request::default() });
         let all = store.list("").expect("a list");
         let objects: Vec<_> = all.iter().map(|i| (i.key.clone(), store.read(&i.key, 1 << 20).expect("read"))).collect();
-        let record_key = record_key(&request.job, 1);
+        let record_key = record_key(&request.job, 2);
         let bytes = store.read(&record_key, 1 << 20).expect("read");
         let record = Record::decode(&bytes).expect("a record");
         let Record::Snapshot(s) = &record else { panic!("not a snapshot") };
@@ -77,7 +92,7 @@ fn seed() -> &'static Seed {
             open_block(stored, b.plain_len as usize, &b.digest).expect("a block")
         };
         let blocks = directory.blocks.iter().map(block).collect();
-        Seed { objects, index_key, record_key, record, directory, blocks }
+        Seed { objects, index_key, record_key, record, directory, blocks, request, dir }
     })
 }
 
@@ -127,10 +142,10 @@ pub fn run(data: &[u8]) {
     store.set(&seed.record_key, record.encode().expect("encodes"));
 
     let volume = open_on(Arc::new(store), "memory".into()).expect("a volume");
-    let name: bk::model::ids::SnapshotName = "f/1".parse().expect("a name");
+    let name: bk::model::ids::SnapshotName = "f/2".parse().expect("a name");
     let _ = verify::run(&volume, &verify::Options { snapshot: None, depth: Depth::Data, threads: 1 }, &Silent);
     let _ = ls::run(&volume, &ls::Options { snapshot: name.clone(), path: vec![], recursive: true }, &mut |_| Ok(()));
-    let what = cat::What::Path(b"d/file".to_vec());
+    let what = cat::What::Path(b"long".to_vec());
     let options = cat::Options { snapshot: name.clone(), what, range: Some((0, Some(1 << 20))), threads: 1 };
     let _ = cat::run(&volume, &options, &Silent, &mut std::io::sink());
     let outside = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).expect("a directory");
@@ -146,5 +161,7 @@ pub fn run(data: &[u8]) {
     };
     let _ = restore::run(&volume, &options, &Silent);
     let names: Vec<_> = std::fs::read_dir(outside.path()).expect("listed").flatten().map(|e| e.file_name()).collect();
+    assert!(seed.dir.path().is_dir(), "what is stored is there");
+    let _ = snapshot::run(&volume, None, &seed.request, &System, &Silent);
     assert!(names.iter().all(|name| name == "target"), "something was made outside: {names:?}");
 }

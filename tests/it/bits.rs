@@ -9,11 +9,12 @@ use bk::{
     format::codec::Codec,
     monitor::Silent,
     ops::{snapshot, verify},
+    plan::level,
     source::select::{Globs, Selection},
     volume::{Volume, create_on, memory::MemoryStore, open_on},
 };
 
-fn request(dir: &std::path::Path, codec: Codec) -> snapshot::Request {
+fn request(dir: &std::path::Path, codec: Codec, level: u8) -> snapshot::Request {
     snapshot::Request {
         job: "bits".parse().unwrap(),
         node: "node".to_owned(),
@@ -31,14 +32,14 @@ fn request(dir: &std::path::Path, codec: Codec) -> snapshot::Request {
             snapshot::Input::Command(vec!["seq".into(), "1".into(), "900".into()]),
         )),
         pipeline: pipeline::Settings { threads: 1, codec, frame_len: 4096, verify_all: true },
-        level: None,
+        level: Some(level::Request { level, ..level::Request::default() }),
         keep: None,
         ignore_inode: false,
         part_len: 2048,
     }
 }
 
-/// A volume with two snapshots of a few files and a stream, in several parts.
+/// A volume with a level 0 of a few files and a stream, in several parts, and a level 1 with all that one can have.
 fn small_volume(codec: Codec) -> (MemoryStore, Volume) {
     let dir = tempfile::tempdir().unwrap();
     std::fs::create_dir(dir.path().join("sub")).unwrap();
@@ -48,9 +49,12 @@ fn small_volume(codec: Codec) -> (MemoryStore, Volume) {
     std::os::unix::fs::symlink("noise", dir.path().join("link")).unwrap();
     let store = MemoryStore::default();
     let volume = create_on(Arc::new(store.clone()), "memory".to_owned(), System.now().unwrap()).unwrap();
-    for _ in 0..2 {
-        snapshot::run(&volume, None, &request(dir.path(), codec), &System, &Silent).unwrap();
-    }
+    snapshot::run(&volume, None, &request(dir.path(), codec, 0), &System, &Silent).unwrap();
+    std::fs::write(dir.path().join("sub/text"), "some text\n".repeat(600) + "other").unwrap();
+    std::fs::rename(dir.path().join("noise"), dir.path().join("moved")).unwrap();
+    std::fs::remove_file(dir.path().join("link")).unwrap();
+    let second = snapshot::run(&volume, None, &request(dir.path(), codec, 1), &System, &Silent).unwrap();
+    assert_eq!((second.level, second.totals.removed_entries), (1, 2));
     (store, volume)
 }
 
