@@ -57,13 +57,48 @@ def dump(path, size):
         out.truncate(size)
 
 
+def edit(root, seed):
+    """Edits about one file in a hundred of a tree, removes and adds some."""
+    rng = random.Random(seed)
+    files = sorted(os.path.join(d, f) for d, _, fs in os.walk(root) for f in fs if not os.path.islink(os.path.join(d, f)))
+    rng.shuffle(files)
+    for path in files[:800]:
+        with open(path, "r+b") as file:
+            file.seek(os.path.getsize(path) // 2)
+            file.write(b"/* edited %d */\n" % rng.randrange(10**9))
+    for path in files[800:950]:
+        os.unlink(path)
+    for path in files[950:1100]:
+        content = open(path, "rb").read()
+        open(path + ".new", "wb").write(content[: len(content) // 2] + b"// added\n")
+
+
+def changed_dumps(work):
+    """The first half of the dump, and two changed versions of it: overwrites of 4 KiB, inserts of about 500 bytes."""
+    rng = random.Random(5)
+    content = bytearray(open(f"{work}/dump.sql", "rb").read(1 << 30))
+    open(f"{work}/d0", "wb").write(content)
+    cuts = sorted(rng.randrange(len(content)) for _ in range(200))
+    with open(f"{work}/d2", "wb") as out:
+        for a, b in zip([0] + cuts, cuts + [len(content)]):
+            out.write(content[a:b])
+            out.write(os.urandom(rng.randrange(400, 600)) if b < len(content) else b"")
+    for _ in range(500):
+        at = rng.randrange(len(content) - 4096)
+        content[at : at + 4096] = os.urandom(4096)
+    open(f"{work}/d1", "wb").write(content)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--only", default="")
     parser.add_argument("--kernel", default="/usr/src/linux-source-6.1.tar.xz")
     parser.add_argument("--work", default="/dev/shm/bk-peers")
+    parser.add_argument("--edit", nargs=2, metavar=("DIR", "SEED"), help="only edit one percent of a tree")
     args = parser.parse_args()
+    if args.edit:
+        return edit(args.edit[0], int(args.edit[1]))
     work = args.work
     os.makedirs(work, exist_ok=True)
     tree = f"{work}/linux-source-6.1"
@@ -77,6 +112,15 @@ def main():
     fresh = f"rm -rf v && {BK} volume create -q v"
     snap = f"{BK} snapshot -q --volume v --job k"
     tar = f"tar -C {tree} -cf - ."
+    inc = f"{BK} snapshot -q --volume vi -C inc . --job"
+    based = f"[ -d vi ] || ({BK} volume create -q vi && cp -a {tree} inc && sleep 3 && {inc} k --level 0 && tar -g snar -cf /dev/null inc)"
+    edited = f"{based}; [ -f edited ] || (python3 {os.path.abspath(__file__)} --edit inc 1 && touch edited)"
+    # Levels 1 to 9, one percent edited before each, and a level 0 of what came out.
+    levels = "; ".join(f"python3 {os.path.abspath(__file__)} --edit inc {n}; {inc} k --level {n}" for n in range(2, 10))
+    chained = f"{edited}; [ -d vi/data/f ] || ({inc} k --level 1; {levels}; {inc} f --level 0)"
+    if "stream" in args.only or not args.only:
+        os.path.exists(f"{work}/d2") or changed_dumps(work)
+    streamed = f"rm -rf vd && {BK} volume create -q vd && {BK} snapshot -q --volume vd --job d --level 0 --stdin dump < d0"
     cases = [
         ("kernel zstd:3 / tar, zstd -T2 -3", "0.60", f"{snap} -C {tree} .", f"{tar} | zstd -T2 -3 -q -f -o peer.zst", fresh, "rm -f peer.zst"),
         ("dump 2 GiB / zstd -T2 -3", "0.65", f"{snap} --stdin dump < dump.sql", "zstd -T2 -3 -q -f -o peer.zst < dump.sql", fresh, "rm -f peer.zst"),
@@ -86,6 +130,13 @@ def main():
         ("kernel bzip2:9 / tar, lbzip2 -n2 -9", "–", f"{snap} --compression bzip2:9 -C {tree} .", f"{tar} | lbzip2 -n2 -9 > peer.bz2", fresh, "rm -f peer.bz2"),
         ("restore zstd:3 / zstd -dc, tar x", "0.75", f"{BK} restore -q --volume v k/latest --target out", "zstd -dc peer.zst | tar -C out -xf -", f"rm -rf out; [ -f peer.zst ] || {tar} | zstd -T2 -3 -q -o peer.zst; [ -d v/data/z ] || ({fresh} && {snap} -C {tree} . && mkdir v/data/z)", "rm -rf out && mkdir out"),
         ("restore bzip2:9 / bzip2 -dc, tar x", "0.55", f"{BK} restore -q --volume v k/latest --target out", "bzip2 -dc peer.bz2 | tar -C out -xf -", f"rm -rf out; [ -f peer.bz2 ] || {tar} | lbzip2 -n2 -9 > peer.bz2; [ -d v/data/b ] || ({fresh} && {snap} --compression bzip2:9 -C {tree} . && mkdir v/data/b)", "rm -rf out && mkdir out"),
+    ]
+    cases += [
+        ("increment, nothing changed / tar -g", "1.00", f"{inc} k --level 1", "tar -g snar1 -cf l1.tar inc", based, "cp snar snar1"),
+        ("increment, 1 % edited / tar -g, zstd -T2 -3", "1.00", f"{inc} k --level 1", "tar -g snar1 -cf - inc | zstd -T2 -3 -q -f -o l1.zst", edited, "cp snar snar1"),
+        ("increment, restore level 9 / the equal level 0", "1.30", f"{BK} restore -q --volume vi k/latest --target out", f"{BK} restore -q --volume vi f/latest --target out", f"{chained}; rm -rf out", "rm -rf out"),
+        ("stream 1 GiB, 500 overwrites, level 1 / zstd -T2 -3", "–", f"{BK} snapshot -q --volume vd --job d --level 1 --stdin dump < d1", "zstd -T2 -3 -q -f -o peer.zst < d1", streamed, "rm -f peer.zst"),
+        ("stream 1 GiB, 200 inserts, level 1 / zstd -T2 -3", "–", f"{BK} snapshot -q --volume vd --job d --level 1 --stdin dump < d2", "zstd -T2 -3 -q -f -o peer.zst < d2", streamed, "rm -f peer.zst"),
     ]
     print("| what / peer | bk | peer | ratio, median (min–max) | goal | bk peak memory |\n|---|---|---|---|---|---|")
     for name, target, ours, peer, before_ours, before_peer in cases:
