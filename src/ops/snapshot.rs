@@ -200,7 +200,7 @@ pub fn run(
         roots,
         names,
         dir: run_dir(&request.job, run_id),
-        deltas: deltas(request, base.as_ref())?,
+        deltas: deltas(request, base.as_ref(), monitor)?,
         base,
     };
     let stored = run.store().and_then(|(tree, streams, stored)| {
@@ -314,15 +314,19 @@ impl Chosen {
 }
 
 /// How long contents are compared, and what the identities of chunks depend on: the same in all of a chain.
-fn deltas(request: &Request, base: Option<&Chosen>) -> Result<Option<(Digest, delta::Settings)>> {
+fn deltas(
+    request: &Request,
+    base: Option<&Chosen>,
+    monitor: &dyn Monitor,
+) -> Result<Option<(Digest, delta::Settings)>> {
     if request.level.is_none() {
         return Ok(None);
     }
-    let mut key = match base {
-        Some(base) => base.snapshots.first().and_then(|first| first.chunk_key),
-        None => None,
-    };
+    let mut key = base.and_then(|base| base.snapshots.iter().rev().find_map(|one| one.chunk_key));
     if key.is_none() {
+        if base.is_some() {
+            monitor.warn("the base was taken without --level: what was renamed, and long contents that changed, are stored whole");
+        }
         let mut random = [0; 32];
         getrandom::fill(&mut random).map_err(|e| Error::new(Kind::Other, format!("no random numbers: {e}")))?;
         key = Some(Digest(random));

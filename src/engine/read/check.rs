@@ -237,9 +237,10 @@ impl Check<'_> {
                 let place = || Fault::new(index.key(), format!("part row {n}"), "");
                 let (part, key) = match index.part(n).and_then(|part| Ok((part, index.part_key(&part)?))) {
                     Ok(found) => found,
+                    // Without its row the parts that follow are not known either.
                     Err(e) => {
                         self.fault_or(place(), e)?;
-                        continue;
+                        break;
                     }
                 };
                 if last.is_none_or(|last| last.stream != part.stream) {

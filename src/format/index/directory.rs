@@ -1,6 +1,6 @@
 //! The end of an index object: the directory of its blocks, and the footer that tells where it begins.
 
-use super::block;
+use super::{block, entries::ROW_COUNT_MAX};
 use crate::{
     error::{Error, Result},
     format::varint::{Reader, put},
@@ -185,7 +185,7 @@ fn decode_directory(plain: &[u8], blocks_len: u64) -> Result<Directory> {
         let key_len = reader.len_max(path::PATH_LEN_MAX + 4)?;
         let first_key = reader.bytes(key_len)?.to_vec();
         let digest = Digest(reader.bytes(32)?.try_into().unwrap_or_default());
-        if rows == 0 || plain_len as usize > block::BLOCK_PLAIN_LEN_MAX {
+        if rows == 0 || rows as usize > ROW_COUNT_MAX || plain_len as usize > block::BLOCK_PLAIN_LEN_MAX {
             return Err(Error::integrity("an index block out of range"));
         }
         let next = &mut next_row[section.slot()];
