@@ -26,6 +26,8 @@ fn request(dir: &std::path::Path, codec: Codec) -> snapshot::Request {
             one_file_system: false,
         },
         patterns: Vec::new(),
+        level: None,
+        keep: None,
         stream: Some((
             "numbers".parse().unwrap(),
             snapshot::Input::Command(vec!["seq".into(), "1".into(), "900".into()]),

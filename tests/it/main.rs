@@ -25,6 +25,7 @@ mod interop;
 mod kernel;
 mod medium;
 mod memory;
+mod model;
 mod modes;
 mod power;
 mod racing;
