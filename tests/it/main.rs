@@ -18,6 +18,7 @@ mod cli;
 mod corpus;
 mod crash;
 mod damage;
+mod expiry;
 mod floors;
 mod golden;
 mod harness;

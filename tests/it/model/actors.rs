@@ -29,7 +29,7 @@ use super::{Ended, Mutant};
 use crate::support::rng::Rng;
 
 /// Now, milliseconds since 1970; snapshots are dated within two minutes of it.
-const NOW_MS: u64 = 1_800_000_000_000;
+pub const NOW_MS: u64 = 1_800_000_000_000;
 
 /// Worlds that a search starts from.
 const START_COUNT: u64 = 500;
@@ -107,6 +107,16 @@ impl World {
         let world = Self { job: "m".parse().unwrap(), memory: MemoryStore::default(), mutant };
         world.with(usize::MAX, 0, Arc::new(world.memory.clone())).run(0, 0, false).unwrap();
         world
+    }
+
+    /// Snapshots of these levels, dated within a minute of [`NOW_MS`] and due.
+    pub fn of(levels: &[u8]) -> (MemoryStore, Volume) {
+        let world = Self { job: "m".parse().unwrap(), memory: MemoryStore::default(), mutant: Mutant::None };
+        let doer = |n: usize| world.with(usize::MAX, n as u64, Arc::new(world.memory.clone()));
+        for (n, &level) in levels.iter().enumerate() {
+            doer(n).run(level, 0, false).unwrap();
+        }
+        (world.memory.clone(), doer(0).volume)
     }
 
     fn with(&self, me: usize, nth: u64, store: Arc<dyn Store>) -> Doer {

@@ -4,7 +4,7 @@
 //! What must hold after every step is in [`check`]. Each way of doing it wrong that the rules forbid is a [`Mutant`], and the
 //! search must find it: else the search proves nothing.
 
-mod actors;
+pub mod actors;
 mod check;
 mod schedule;
 
