@@ -1,13 +1,18 @@
 //! Levels, expiry, holds and sweeps as a user meets them, and what expiry costs and leaves when the store fails.
 
 use std::collections::BTreeSet;
+use std::ffi::OsStr;
 use std::fs;
+use std::io::Write;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use bk::clock::Clock;
 use bk::engine::catalog;
 use bk::error::{Error, Kind, Result};
+use bk::format::envelope;
+use bk::format::layout::record_key;
+use bk::format::record::{Record, Snapshot};
 use bk::model::ids::{Name, RunId, SnapshotName};
 use bk::monitor::Silent;
 use bk::ops::{expire, keep};
@@ -15,7 +20,9 @@ use bk::volume::memory::MemoryStore;
 use bk::volume::{Created, Item, Store, Upload, Volume};
 
 use crate::model::actors::{NOW_MS, World as Model};
-use crate::support::{World, exit, files_below, name_of, sorted};
+use crate::support::rng::Rng;
+use crate::support::tools::{need, shell_ok};
+use crate::support::{Bk, Running, World, exit, files_below, name_of, sorted};
 
 /// A job `j` with `count` snapshots of a small file.
 fn with_snapshots(name: &str, count: usize) -> World {
@@ -262,6 +269,75 @@ fn a_damaged_log_deletes_nothing() {
     assert_eq!(world.list().len(), 5);
 }
 
+/// A snapshot that has stored parts and waits for the rest of its input.
+fn under_way(world: &World) -> Running {
+    let words = "snapshot --job j --stdin d --frame-size 16KiB --part-size 64KiB --compression none";
+    let mut running = world.bk(words).small().spawn();
+    running.child.stdin.as_mut().unwrap().write_all(&Rng::new(1).noise(2 << 20)).unwrap();
+    running
+}
+
+#[test]
+fn a_run_that_was_swept_cannot_commit() {
+    let world = with_snapshots("late", 2);
+    let running = under_way(&world);
+    world.bk("expire --sweep-grace 0").run().ok().says("1 runs that never ended swept");
+    running.finish().code_is(&[exit::LOST]).says("swept");
+    assert_eq!(world.list(), ["j/1", "j/2"]);
+    world.bk("expire").run().ok();
+    assert_eq!(runs(&world).len(), 2, "nothing is left of it");
+    world.bk("verify --data").run().ok();
+}
+
+#[test]
+fn a_record_that_does_not_concern_a_run_only_moves_its_aim() {
+    let world = with_snapshots("aim", 5);
+    due(&world, 1);
+    let running = under_way(&world);
+    world.bk("hold j/2").run().ok();
+    world.bk("expire").run().ok().says("1 snapshots expired");
+    running.finish().ok().says("snapshot j/9 ");
+    assert_eq!(world.list(), ["j/2", "j/3", "j/4", "j/5", "j/9"]);
+    world.bk("verify --data").run().ok();
+}
+
+/// kill -9 at every call that changes the volume, and at some that only look.
+#[test]
+fn an_expiry_that_is_killed_is_resumed() {
+    if !need("an_expiry_that_is_killed_is_resumed", &["strace", "cp"]) {
+        return;
+    }
+    let world = with_snapshots("killed", 4);
+    (1..=3).for_each(|seq| due(&world, seq));
+    let old = world.path("old");
+    fs::rename(&world.volume, &old).unwrap();
+    let mut killed = 0;
+    for call in ["unlinkat", "linkat", "fsync", "getdents64", "openat2", "write"] {
+        for when in 1..100 {
+            let _ = fs::remove_dir_all(&world.volume);
+            shell_ok(r#"cp -a "$1" "$2""#, &[&old, &world.volume]);
+            let (trace, inject) = (format!("trace={call}"), format!("inject={call}:signal=SIGKILL:when={when}"));
+            let strace = ["strace", "-f", "-qq", "-o", "/dev/null", "-e", &trace, "-e", &inject].map(OsStr::new);
+            let ran = Bk::under(&strace, "expire --yes").env("BK_VOLUME", &world.volume).run();
+            let listed = world.list();
+            // A directory without an object means nothing, and may stay.
+            let lying = || files_below(&world.volume.join("data")).len();
+            let about = format!("{call} {when}: {listed:?}\n{}", ran.show());
+            assert!(listed == ["j/4"] || listed == ["j/1", "j/2", "j/3", "j/4"], "{about}");
+            world.bk("verify --data").run().ok();
+            if ran.code() == 0 {
+                assert!(listed.len() == 1 && lying() == 3, "{about}");
+                break;
+            }
+            killed += 1;
+            world.bk("expire --yes").run().ok();
+            assert_eq!((world.list().len(), lying()), (1, 3), "{about}");
+        }
+    }
+    println!("killed {killed} times");
+    assert!(killed > 10);
+}
+
 /// A clock that stands where it is put, milliseconds since 1970.
 struct At(u64);
 
@@ -426,6 +502,25 @@ fn two_hundred_snapshots_cost_three_calls_an_object() {
             assert!(levels.is_sorted_by(|a, b| a >= b), "{levels:?}");
         }
     }
+}
+
+#[test]
+fn more_than_fit_into_a_record_go_in_several() {
+    const COUNT: u64 = 10_050;
+    let (store, volume) = Model::of(&[0]);
+    let log = catalog::read(&volume, &job()).unwrap();
+    let (first, mut prev) = (log.state(1).unwrap().snapshot.clone(), log.head.digest);
+    for seq in 2..=COUNT {
+        let run_id = RunId::new(NOW_MS - 100_000 + seq).unwrap();
+        let snapshot = Snapshot { seq, prev, run_id, ..first.clone() };
+        let bytes = Record::Snapshot(Box::new(snapshot)).encode().unwrap();
+        prev = Some(envelope::digest(&bytes).unwrap());
+        store.set(&record_key(&job(), seq), bytes);
+    }
+    assert_eq!(expire(&volume, 1, NOW_MS).unwrap().expired, COUNT);
+    let log = catalog::read(&volume, &job()).unwrap();
+    log.sound().unwrap();
+    assert_eq!((log.live().count(), log.records), (0, COUNT + 2));
 }
 
 #[test]

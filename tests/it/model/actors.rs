@@ -67,6 +67,9 @@ impl Clock for Still {
     }
 }
 
+/// All objects of a store.
+type Objects = Vec<(String, Vec<u8>)>;
+
 /// A job with a few snapshots.
 pub struct World {
     job: Name,
@@ -77,7 +80,7 @@ pub struct World {
 impl World {
     /// A log of one to four snapshots, most of them due: one of a few that are made once.
     pub fn new(rng: &mut Rng, mutant: Mutant) -> Self {
-        static STARTS: OnceLock<Vec<Vec<(String, Vec<u8>)>>> = OnceLock::new();
+        static STARTS: OnceLock<Vec<Objects>> = OnceLock::new();
         let starts =
             STARTS.get_or_init(|| (0..START_COUNT).map(|seed| Self::made(&mut Rng::new(seed)).objects()).collect());
         let memory = MemoryStore::default();
@@ -87,7 +90,7 @@ impl World {
         Self { job: "m".parse().unwrap(), memory, mutant }
     }
 
-    fn objects(&self) -> Vec<(String, Vec<u8>)> {
+    fn objects(&self) -> Objects {
         let items = self.memory.list("").unwrap();
         items.into_iter().map(|item| (item.key.clone(), self.memory.read(&item.key, 1 << 20).unwrap())).collect()
     }

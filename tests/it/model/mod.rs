@@ -59,13 +59,13 @@ fn random(seed: u64, mutant: Mutant) -> Ended {
 }
 
 /// How a world ended.
-struct Ended {
+pub struct Ended {
     /// What was broken, and after which steps.
-    violation: Option<String>,
+    pub violation: Option<String>,
     /// Calls of the store at which another could have gone on.
-    steps: u64,
+    pub steps: u64,
     /// What was chosen of how many, at each choice.
-    chosen: Vec<(usize, usize)>,
+    pub chosen: Vec<(usize, usize)>,
 }
 
 /// Plays the seeds `0..count` on all processors; gives the first violation and the number of steps.
