@@ -246,6 +246,23 @@ fn what_no_record_names_is_swept() {
 }
 
 #[test]
+fn a_log_that_lost_its_records_sweeps_no_snapshot() {
+    let world = with_snapshots("lost-log", 3);
+    let before = files_below(&world.volume.join("data"));
+    let away = world.path("away");
+    fs::rename(world.volume.join("log/j"), &away).unwrap();
+    for words in ["expire --sweep-grace 0", "expire --sweep-grace 0 --dry-run", "expire j --sweep-grace 0"] {
+        world.bk(words).run().code_is(&[exit::USAGE]).says("3 runs of j look whole").says("below log/");
+    }
+    assert_eq!(files_below(&world.volume.join("data")), before);
+    fs::rename(&away, world.volume.join("log/j")).unwrap();
+    world.bk("expire --sweep-grace 0").run().ok();
+    assert_eq!(files_below(&world.volume.join("data")), before);
+    fs::remove_dir_all(world.volume.join("log/j")).unwrap();
+    world.bk("expire --sweep-grace 0 --yes").run().ok().says("3 runs that never ended swept");
+}
+
+#[test]
 fn a_damaged_log_deletes_nothing() {
     let world = with_snapshots("damaged", 6);
     due(&world, 1);
