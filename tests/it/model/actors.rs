@@ -1,5 +1,8 @@
 //! Who shares the job: runs that store and commit, an expirer, a sweeper, one who holds. All by bk's own code, but for a mutant.
 
+use std::cell::RefCell;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, OnceLock};
 
 use bk::clock::Clock;
@@ -71,6 +74,7 @@ impl Clock for Still {
 type Objects = Vec<(String, Vec<u8>)>;
 
 /// A job with a few snapshots.
+#[derive(Clone)]
 pub struct World {
     job: Name,
     memory: MemoryStore,
@@ -143,27 +147,47 @@ impl World {
     pub fn play(&self, actors: &[Actor], choices: Choices, faults: Faults) -> Ended {
         let checker = Checker::new(&self.job);
         let sched = Arc::new(Sched::new(actors.len(), choices, faults, self.memory.clone(), checker));
-        std::thread::scope(|scope| {
-            for (me, &actor) in actors.iter().enumerate() {
-                let sched = Arc::clone(&sched);
-                scope.spawn(move || {
-                    let list_error_is_empty = self.mutant == Mutant::ListErrorIsEmpty;
-                    let store = ActorStore { sched: Arc::clone(&sched), me, list_error_is_empty };
-                    let mut doer = self.with(me, 100 + me as u64, Arc::new(store));
-                    doer.sched = Some(Arc::clone(&sched));
-                    sched.begin(me);
-                    // What an actor fails at is its own business: what it leaves behind is checked.
-                    let _ = doer.act(actor);
-                    drop(doer);
-                    sched.end(me);
-                });
-            }
-            sched.start();
-        });
-        let sched = Arc::into_inner(sched).unwrap();
+        let (done, all) = channel();
+        for (me, &actor) in actors.iter().enumerate() {
+            let (world, sched, done) = (self.clone(), Arc::clone(&sched), done.clone());
+            on_thread(me, move || {
+                let list_error_is_empty = world.mutant == Mutant::ListErrorIsEmpty;
+                let store = ActorStore { sched: Arc::clone(&sched), me, list_error_is_empty };
+                let mut doer = world.with(me, 100 + me as u64, Arc::new(store));
+                doer.sched = Some(Arc::clone(&sched));
+                sched.begin(me);
+                // What an actor fails at is its own business: what it leaves behind is checked. A panic is a fault.
+                if catch_unwind(AssertUnwindSafe(|| doer.act(actor))).is_err() {
+                    sched.panicked(me);
+                }
+                sched.end(me);
+                done.send(()).unwrap();
+            });
+        }
+        sched.start();
+        for _ in actors {
+            all.recv().unwrap();
+        }
         let (violation, steps, chosen) = sched.finish();
         Ended { violation, steps, chosen }
     }
+}
+
+type Job = Box<dyn FnOnce() + Send>;
+
+/// Runs `job` on the `n`-th of this thread's own threads: starting one for each actor would cost more than its work.
+fn on_thread(n: usize, job: impl FnOnce() + Send + 'static) {
+    thread_local! {
+        static THREADS: RefCell<Vec<Sender<Job>>> = const { RefCell::new(Vec::new()) };
+    }
+    THREADS.with_borrow_mut(|threads| {
+        while threads.len() <= n {
+            let (jobs, queue) = channel::<Job>();
+            std::thread::spawn(move || queue.into_iter().for_each(|job| job()));
+            threads.push(jobs);
+        }
+        threads[n].send(Box::new(job)).unwrap();
+    });
 }
 
 /// One actor at work.

@@ -2,7 +2,7 @@
 //!
 //! Reading a record hands nothing on: records never change, so it matters only when the log was listed.
 
-use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use bk::error::{Error, Kind, Result};
 use bk::volume::memory::MemoryStore;
@@ -139,7 +139,7 @@ impl Sched {
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
-        self.inner.lock().unwrap()
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Gives the baton to the first.
@@ -174,12 +174,18 @@ impl Sched {
         self.check(&mut inner);
     }
 
+    /// `me` panicked: bk must not, whatever the store does.
+    pub fn panicked(&self, me: usize) {
+        let mut inner = self.lock();
+        inner.checker.violation.get_or_insert_with(|| format!("actor {me} panicked"));
+    }
+
     fn check(&self, inner: &mut Inner) {
         inner.checker.check(&self.memory);
     }
 
     /// Lands what is still on its way, and gives the end.
-    pub fn finish(self) -> (Option<String>, u64, Vec<(usize, usize)>) {
+    pub fn finish(&self) -> (Option<String>, u64, Vec<(usize, usize)>) {
         let mut inner = self.lock();
         while let Some((key, bytes)) = inner.late.pop() {
             self.memory.put_new(&key, &bytes).unwrap();
