@@ -22,7 +22,7 @@
 //!    straight into the frame of [`engine::write::framer`].
 //! 4. [`engine::write::pipeline`] hands full frames to workers that hash and compress them.
 //! 5. [`engine::write::part`] stores them in order as parts and tells [`engine::write::index`] where everything lies.
-//! 6. [`engine::catalog::commit`] creates the record. From then on, and only from then on, the snapshot exists,
+//! 6. [`engine::catalog::commit()`] creates the record. From then on, and only from then on, the snapshot exists,
 //!    until a record of [`ops::expire`] names it: objects are deleted only after that.
 //!
 //! # The life of a read

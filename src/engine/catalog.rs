@@ -1,4 +1,4 @@
-//! The log of a job on a volume: reading it, finding snapshots in it, and what lies in data. [`commit`] appends to it.
+//! The log of a job on a volume: reading it, finding snapshots in it, and what lies in data. [`commit()`] appends to it.
 
 mod append;
 

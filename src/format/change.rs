@@ -236,6 +236,29 @@ mod tests {
         }
     }
 
+    /// As `docs/format.md` has them: these lines must be read for ever.
+    #[test]
+    fn written_records_are_read() {
+        let head =
+            r#""format_version":1,"job":"db","node":"n1","nonce":"00112233445566778899aabbccddeeff","seq":3,"prev":"#;
+        let prev = Digest::of(b"before");
+        let name = r#"{"seq":1,"run_id":"01ARZ3NDEKTSV4RRFFQ69G5FAV"}"#;
+        for (kind, what) in [
+            ("expire", format!(r#"{{"snapshots":[{name}]}}"#)),
+            ("set-expiry", format!(r#"{{"snapshot":{name},"expires_at":null}}"#)),
+            ("set-expiry", format!(r#"{{"snapshot":{name},"expires_at":"2027-01-31T00:00:00Z"}}"#)),
+            ("hold", format!(r#"{{"snapshot":{name},"comment":"audit"}}"#)),
+            ("release", format!(r#"{{"snapshot":{name},"comment":null}}"#)),
+            ("sweep", r#"{"runs":["01ARZ3NDEKTSV4RRFFQ69G5FAV"]}"#.to_owned()),
+        ] {
+            let line =
+                format!(r#"{{"type":"{kind}",{head}"{prev}","written_at":"2026-11-21T07:00:00Z","what":{what}}}"#);
+            let record = Record::decode(format!("{line}\n\"{}\"\n", Digest::of(line.as_bytes())).as_bytes()).unwrap();
+            assert_eq!((record.kind(), record.common().seq), (kind, 3));
+            assert_eq!(record.encode().unwrap().split(|b| *b == b'\n').next().unwrap(), line.as_bytes());
+        }
+    }
+
     #[test]
     fn what_is_not_a_record_is_refused() {
         for bad in [

@@ -20,7 +20,7 @@ use crate::{
     error::{Error, Kind, Result},
     format::{
         change::{Expire, NAMES_MAX, RunName, Sweep},
-        layout::run_dir,
+        layout::{INDEX_NAME, RESTORE_NAME, run_dir},
     },
     model::{
         ids::{Name, RunId},
@@ -33,6 +33,9 @@ use crate::{
 
 /// A run that was not recorded is swept when it began this long ago: long after any run has ended, seconds.
 pub const SWEEP_GRACE_SECONDS: u64 = 24 * 3600;
+
+/// More runs than this that look whole and have no record are not swept without a yes.
+const WHOLE_ORPHANS_MAX: usize = 1;
 
 /// What is asked for.
 #[derive(Clone, Debug)]
@@ -133,11 +136,12 @@ impl Job<'_> {
                 .with_hint("`bk list` shows what there is"));
         }
         // What is recorded as gone is deleted whatever the clock says; nothing new is recorded when it is wrong.
-        let recorded = self.expire(&mut log).and_then(|()| self.sweep(&mut log));
+        let expired = self.expire(&mut log);
+        let swept = self.sweep(&mut log);
         if !self.request.dry_run && log.sound().is_ok() {
             self.delete(&log)?;
         }
-        recorded
+        expired.and(swept)
     }
 
     /// Records what goes.
@@ -190,31 +194,44 @@ impl Job<'_> {
 
     /// Records that runs which never ended cannot be recorded any more.
     fn sweep(&mut self, log: &mut JobLog) -> Result<()> {
-        let orphans = |log: &JobLog| -> Vec<RunName> {
-            let old = |run: &RunId| run.unix_ms().saturating_add(self.request.sweep_grace * 1000) <= self.unix_ms;
-            self.lying
-                .keys()
-                .filter(|run| !log.knows(**run) && old(run))
-                .take(NAMES_MAX)
-                .map(|run| RunName(*run))
-                .collect()
-        };
-        if orphans(log).is_empty() {
-            return Ok(());
-        }
+        log.sound()?;
+        expiry::check_clock(log, self.now)?;
+        let (found, kept) = self.orphans(log);
         if self.request.dry_run {
-            self.outcome.swept += orphans(log).len() as u64;
+            self.outcome.swept += found.len() as u64;
+        } else if !found.is_empty() {
+            let (after, what) = catalog::change(self.volume, &self.job, &self.author(), |log| {
+                log.sound()?;
+                expiry::check_clock(log, self.now)?;
+                let runs = self.orphans(log).0;
+                Ok((!runs.is_empty()).then_some(Sweep { runs }))
+            })?;
+            *log = after;
+            self.outcome.swept += what.map_or(0, |what| what.runs.len()) as u64;
+        }
+        if kept == 0 {
             return Ok(());
         }
-        let (after, what) = catalog::change(self.volume, &self.job, &self.author(), |log| {
-            log.sound()?;
-            expiry::check_clock(log, self.now)?;
-            let runs = orphans(log);
-            Ok((!runs.is_empty()).then_some(Sweep { runs }))
-        })?;
-        *log = after;
-        self.outcome.swept += what.map_or(0, |what| what.runs.len()) as u64;
-        Ok(())
+        let what =
+            format!("{kept} runs of {} look whole, but no record names them: has the log lost records?", self.job);
+        Err(Error::usage(what).with_hint("bring back what is missing below log/; `--yes` sweeps these runs"))
+    }
+
+    /// Runs that no record names and that are old enough, and how many more are kept since they look whole.
+    ///
+    /// A run that stored everything and did not commit is rare: several at once are snapshots whose records are gone.
+    fn orphans(&self, log: &JobLog) -> (Vec<RunName>, usize) {
+        let grace = self.request.sweep_grace.saturating_mul(1000);
+        let is_old = |run: RunId| run.unix_ms().saturating_add(grace) <= self.unix_ms;
+        let is_whole = |items: &[Item]| {
+            [INDEX_NAME, RESTORE_NAME].iter().all(|name| items.iter().any(|item| item.key.ends_with(name)))
+        };
+        let orphans = self.lying.iter().filter(|(run, _)| !log.knows(**run) && is_old(**run));
+        let (whole, half): (Vec<_>, Vec<_>) = orphans.partition(|(_, items)| is_whole(items));
+        let keep = whole.len() > WHOLE_ORPHANS_MAX && !self.request.yes;
+        let kept = if keep { whole.len() } else { 0 };
+        let runs = half.into_iter().chain(whole.into_iter().filter(|_| !keep));
+        (runs.take(NAMES_MAX).map(|(run, _)| RunName(*run)).collect(), kept)
     }
 
     /// Deletes the objects of every run that a record says is gone, those of dependents before those of their bases.

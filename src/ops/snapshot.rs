@@ -211,7 +211,10 @@ pub fn run(
         }
         Ok((snapshot, tree))
     });
-    let (snapshot, tree) = stored.inspect_err(|_| run.remove_objects())?;
+    let (snapshot, tree) = stored.map_err(|e| {
+        run.remove_objects();
+        run.lost_or(e, run_id)
+    })?;
     let snapshot = catalog::commit(volume, snapshot, place.decision.chain()).map_err(|failed| {
         // Only what is certainly not recorded, and never will be, may go.
         if failed.is_certain {
@@ -526,6 +529,16 @@ impl Run<'_> {
         snapshot.restore_txt.len = text.len() as u64;
         snapshot.restore_txt.digest = Digest::of(text.as_bytes());
         Ok(())
+    }
+
+    /// A run that was swept meets missing directories and the like: then that is what is wrong.
+    fn lost_or(&self, error: Error, run_id: RunId) -> Error {
+        let is_swept = || catalog::read(self.volume, &self.request.job).is_ok_and(|log| log.swept.contains(&run_id));
+        if matches!(error.kind(), Kind::Signal(_)) || !is_swept() {
+            return error;
+        }
+        let what = "this run took so long that its objects were swept; it is not kept";
+        Error::new(Kind::Lost, what).with_hint("take the snapshot again")
     }
 
     /// Removes what this run stored: it is not recorded, so nothing refers to it. What cannot be removed is an orphan and harmless.

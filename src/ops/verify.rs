@@ -50,6 +50,8 @@ pub fn run(volume: &Volume, options: &Options, monitor: &dyn Monitor) -> Result<
     for job in jobs {
         let log = catalog::read(volume, &job)?;
         outcome.faults.extend(log.faults.iter().map(|e| log_fault(&job, e)));
+        let broken = log.live().filter_map(|snapshot| log.chain(snapshot).err());
+        outcome.faults.extend(broken.map(|e| log_fault(&job, &e)));
         snapshots.extend(log.live().cloned());
     }
     if let Some(name) = &options.snapshot {
