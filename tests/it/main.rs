@@ -21,6 +21,7 @@ mod damage;
 mod floors;
 mod golden;
 mod harness;
+mod history;
 mod interop;
 mod kernel;
 mod medium;
