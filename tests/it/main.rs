@@ -22,6 +22,7 @@ mod floors;
 mod golden;
 mod harness;
 mod history;
+mod increments;
 mod interop;
 mod kernel;
 mod medium;
