@@ -15,7 +15,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use self::change::CHANGES;
-use self::world::{Held, Kind, Step, World};
+use self::world::{Count, Held, Kind, Step, World};
 use crate::support::rng::Rng;
 
 /// Histories that are run when nothing else is said.
@@ -24,18 +24,17 @@ const HISTORY_COUNT: u64 = 500;
 const SHORTER_COUNT_MAX: usize = 300;
 
 /// What is done beside changes of the tree, and how often each comes.
-const ACTIONS: [(u64, Kind); 11] = [
+const ACTIONS: [(u64, Kind); 10] = [
     (60, Kind::Snapshot),
-    (2, Kind::Racy),
+    (3, Kind::Racy),
     (6, Kind::Killed),
-    (2, Kind::Damage),
-    (6, Kind::SetExpiry),
+    (3, Kind::Damage),
+    (9, Kind::SetExpiry),
     (2, Kind::Hold),
     (1, Kind::Release),
-    (6, Kind::Expire),
+    (12, Kind::Expire),
     (2, Kind::ExpireKilled),
     (1, Kind::Define),
-    (0, Kind::Snapshot),
 ];
 
 fn weighted<T: Copy>(all: &[(u64, T)], rng: &mut Rng) -> T {
@@ -52,7 +51,7 @@ fn weighted<T: Copy>(all: &[(u64, T)], rng: &mut Rng) -> T {
 fn steps(seed: u64) -> Vec<Step> {
     let mut rng = Rng::new(seed);
     let mut steps = Vec::new();
-    for _ in 0..4 + rng.below(8) {
+    for _ in 0..5 + rng.below(9) {
         for _ in 0..rng.below(5) {
             steps.push(Step { kind: Kind::Change(weighted(&CHANGES, &mut rng)), seed: rng.next() });
         }
@@ -62,7 +61,7 @@ fn steps(seed: u64) -> Vec<Step> {
 }
 
 /// Runs the steps; gives what was done and what did not hold.
-fn run(seed: u64, steps: &[Step]) -> (Vec<String>, Held) {
+fn run(seed: u64, steps: &[Step]) -> (World, Held) {
     // One in eight lies in a directory, where runs can be killed for real.
     let mut world = World::new(seed, seed.is_multiple_of(8));
     let all = |world: &mut World| steps.iter().try_for_each(|step| world.step(*step)).and_then(|()| world.end());
@@ -70,7 +69,7 @@ fn run(seed: u64, steps: &[Step]) -> (Vec<String>, Held) {
         let text = cause.downcast_ref::<String>().cloned();
         Err(text.or_else(|| cause.downcast_ref::<&str>().map(|text| (*text).to_owned())).unwrap_or_default())
     });
-    (std::mem::take(&mut world.trace), held)
+    (world, held)
 }
 
 /// Leaves out steps as long as what is left still fails.
@@ -97,15 +96,13 @@ fn show(seed: u64, all: Vec<Step>) -> String {
     let count = all.len();
     let steps = shorter(seed, all);
     // What depends on time may not fail again.
-    let (trace, held) = run(seed, &steps);
-    let mut text = format!("history {seed} ({} of {count} steps): {held:?}\n", steps.len());
-    if let Err(e) = held {
-        text = format!("history {seed} ({} of {count} steps): {e}\n", steps.len());
-    }
+    let (world, held) = run(seed, &steps);
+    let what = held.err().unwrap_or_else(|| "it held this time".to_owned());
+    let mut text = format!("history {seed} ({} of {count} steps): {what}\n", steps.len());
     for step in &steps {
         let _ = writeln!(text, "{step:?}");
     }
-    text + &trace.join("\n")
+    text + &world.trace.join("\n")
 }
 
 fn number(name: &str) -> Option<u64> {
@@ -115,13 +112,15 @@ fn number(name: &str) -> Option<u64> {
 #[test]
 fn random_histories_are_as_the_model_says() {
     if let Some(seed) = number("BK_TEST_HISTORY") {
-        let (trace, held) = run(seed, &steps(seed));
-        assert!(held.is_ok(), "{}\n{}", trace.join("\n"), show(seed, steps(seed)));
-        return println!("{}", trace.join("\n"));
+        let (world, held) = run(seed, &steps(seed));
+        let trace = world.trace.join("\n");
+        assert!(held.is_ok(), "{trace}\n{}", show(seed, steps(seed)));
+        return println!("{trace}");
     }
     let count = number("BK_TEST_HISTORIES").unwrap_or(HISTORY_COUNT);
     let threads = std::thread::available_parallelism().map_or(2, usize::from);
     let (next, stop, failed) = (AtomicU64::new(0), AtomicBool::new(false), Mutex::new(None));
+    let done = Mutex::new(Count::default());
     std::thread::scope(|scope| {
         for _ in 0..threads {
             scope.spawn(|| {
@@ -130,10 +129,11 @@ fn random_histories_are_as_the_model_says() {
                     if seed >= count {
                         return;
                     }
-                    let (trace, held) = run(seed, &steps(seed));
+                    let (mut world, held) = run(seed, &steps(seed));
+                    done.lock().unwrap().add(world.count);
                     if let Err(e) = held {
                         stop.store(true, Ordering::Relaxed);
-                        failed.lock().unwrap().get_or_insert((seed, e, trace));
+                        failed.lock().unwrap().get_or_insert((seed, e, std::mem::take(&mut world.trace)));
                     }
                 }
             });
@@ -142,5 +142,8 @@ fn random_histories_are_as_the_model_says() {
     if let Some((seed, e, trace)) = failed.into_inner().unwrap() {
         panic!("{e}\n{}\n\nmade shorter:\n{}", trace.join("\n"), show(seed, steps(seed)));
     }
-    println!("{count} histories");
+    let done = done.into_inner().unwrap();
+    println!("{count} histories: {done:?}");
+    // They are worth something.
+    assert!(count < HISTORY_COUNT || done.increments > 2 * count && done.expired > count / 5 && done.chain_max > 4, "{done:?}");
 }

@@ -145,6 +145,16 @@ pub fn difference(older: &Picture, newer: &Picture) -> BTreeMap<Vec<u8>, Wording
     found
 }
 
+/// What was done to objects of a snapshot behind its back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Damage {
+    None,
+    /// A byte of the index is another: a run need not see it, but must not fail by it.
+    Flipped,
+    /// One is missing or too short.
+    Gone,
+}
+
 /// A snapshot and what later records said of it.
 #[derive(Clone, Debug)]
 pub struct Snap {
@@ -156,8 +166,8 @@ pub struct Snap {
     pub expires_at: Option<i64>,
     pub hold: bool,
     pub live: bool,
-    /// Objects of its own are gone or changed.
-    pub damaged: bool,
+    /// What is wrong with its own objects.
+    pub damage: Damage,
     /// What was asked to be left out: part of what makes an increment possible.
     pub skip: bool,
     pub tree: Arc<Picture>,
@@ -198,27 +208,37 @@ impl Job {
         chain
     }
 
-    /// Nothing of its chain is damaged.
-    pub fn is_whole(&self, snap: &Snap) -> bool {
-        self.chain(snap).iter().all(|seq| !self.get(*seq).damaged)
+    /// The worst damage in its chain.
+    pub fn damage(&self, snap: &Snap) -> Damage {
+        self.chain(snap).iter().map(|seq| self.get(*seq).damage).max().unwrap_or(Damage::None)
     }
 
-    pub fn decide(&self, level: u8, strict: bool, skip: bool) -> Decided {
-        let fits = |snap: &&Snap| if strict { snap.level + 1 == level } else { snap.level < level };
-        let base = self.live().rev().find(fits).filter(|base| base.skip == skip && self.is_whole(base));
-        match base {
-            _ if level == 0 => Decided { level: 0, base: None, promoted_from: None },
-            None => Decided { level: 0, base: None, promoted_from: Some(level) },
-            Some(base) => Decided { level, base: Some(base.seq), promoted_from: None },
+    pub fn is_whole(&self, snap: &Snap) -> bool {
+        self.damage(snap) == Damage::None
+    }
+
+    /// What a run may decide: one thing, or, when damage may be seen or not, one of two.
+    pub fn decide(&self, level: u8, strict: bool, skip: bool) -> Vec<Decided> {
+        if level == 0 {
+            return vec![Decided { level: 0, base: None, promoted_from: None }];
         }
+        let fits = |snap: &&Snap| if strict { snap.level + 1 == level } else { snap.level < level };
+        let base = self.live().rev().find(fits).filter(|base| base.skip == skip);
+        let base = base.filter(|base| self.damage(base) != Damage::Gone);
+        let increment = base.map(|base| Decided { level, base: Some(base.seq), promoted_from: None });
+        let promoted = Decided { level: 0, base: None, promoted_from: Some(level) };
+        let is_sure = base.is_some_and(|base| self.is_whole(base));
+        increment.into_iter().chain((!is_sure).then_some(promoted)).collect()
     }
 
     /// What goes at `now`: what is past its time and needed by nothing that stays; some usable chain stays.
     pub fn due(&self, now: i64, allow_last: bool) -> BTreeSet<u64> {
         let is_due = |snap: &Snap| !snap.hold && snap.expires_at.is_some_and(|at| at <= now);
         let mut roots: Vec<&Snap> = self.live().filter(|snap| !is_due(snap)).collect();
-        if !allow_last && !roots.iter().any(|snap| self.is_whole(snap)) {
-            roots.extend(self.live().rev().find(|snap| self.is_whole(snap)).or_else(|| self.live().next_back()));
+        // Nothing is read for this, only listed.
+        let is_there = |snap: &&Snap| self.damage(snap) != Damage::Gone;
+        if !allow_last && !roots.iter().any(is_there) {
+            roots.extend(self.live().rev().find(is_there).or_else(|| self.live().next_back()));
         }
         let stays: BTreeSet<u64> = roots.iter().flat_map(|snap| self.chain(snap)).collect();
         self.live().map(|snap| snap.seq).filter(|seq| !stays.contains(seq)).collect()

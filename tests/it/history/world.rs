@@ -19,7 +19,7 @@ use bk::source::select::{Globs, Selection};
 use bk::volume::{Volume, create_on, local::LocalStore, memory::MemoryStore};
 
 use super::change::{self, Change};
-use super::model::{Decided, Job, Picture, SKIPPED, Seen, Snap, difference};
+use super::model::{Damage, Decided, Job, Picture, SKIPPED, Seen, Snap, difference};
 use super::store::{Life, Mortal};
 use crate::support::inventory::{Compare, Inventory, differences, inventory};
 use crate::support::rng::Rng;
@@ -110,7 +110,35 @@ pub struct World {
     calls: i64,
     /// What was done.
     pub trace: Vec<String>,
-    count: u64,
+    pub count: Count,
+}
+
+/// How much was done.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Count {
+    pub snapshots: u64,
+    pub increments: u64,
+    pub promoted: u64,
+    pub chain_max: u64,
+    pub killed_recorded: u64,
+    pub damaged: u64,
+    pub expired: u64,
+    pub racy: u64,
+    pub restored: u64,
+}
+
+impl Count {
+    pub fn add(&mut self, other: Self) {
+        self.snapshots += other.snapshots;
+        self.increments += other.increments;
+        self.promoted += other.promoted;
+        self.chain_max = self.chain_max.max(other.chain_max);
+        self.killed_recorded += other.killed_recorded;
+        self.damaged += other.damaged;
+        self.expired += other.expired;
+        self.racy += other.racy;
+        self.restored += other.restored;
+    }
 }
 
 fn failed(e: bk::error::Error) -> String {
@@ -167,7 +195,7 @@ impl World {
             calls: 40,
             trace: vec![format!("{shape:?}, local: {local}")],
             shape,
-            count: 0,
+            count: Count::default(),
             dir,
         }
     }
@@ -188,7 +216,7 @@ impl World {
     /// Takes a step, and looks at what must hold after it.
     pub fn step(&mut self, step: Step) -> Held {
         let mut rng = Rng::new(step.seed);
-        let job = usize::from(rng.below(4) == 0);
+        let job = usize::from(rng.below(6) == 0);
         if !matches!(step.kind, Kind::Change(_)) {
             self.trace.push(format!("{:?} of {}", step.kind, JOBS[job]));
         }
@@ -227,7 +255,7 @@ impl World {
     /// Looks at everything that is there.
     pub fn end(&mut self) -> Held {
         self.trace.push("the end".to_owned());
-        let mut rng = Rng::new(self.count);
+        let mut rng = Rng::new(self.count.restored);
         for job in 0..JOBS.len() {
             self.lists(job)?;
             let live: Vec<u64> = self.jobs[job].live().map(|snap| snap.seq).collect();
@@ -298,9 +326,14 @@ impl World {
         fs::write(self.dir.path().join("stream"), &self.stream).unwrap();
     }
 
-    fn level(rng: &mut Rng) -> level::Request {
-        let level = if rng.below(6) == 0 { 0 } else { 1 + (rng.below(9) * rng.below(9) / 8) as u8 };
-        level::Request { level, because: None, no_promote: false, strict_base: rng.below(5) == 0 }
+    fn level(&self, job: usize, rng: &mut Rng) -> level::Request {
+        let newest = self.jobs[job].live().next_back().map_or(0, |snap| snap.level);
+        let level = match rng.below(6) {
+            0 => 0,
+            1 | 2 => (newest + 1).min(9),
+            _ => 1 + (rng.below(9) * rng.below(9) / 8) as u8,
+        };
+        level::Request { level, because: None, no_promote: false, strict_base: rng.below(9) == 0 }
     }
 
     fn shape(&self, rng: &mut Rng) -> Shape {
@@ -316,9 +349,9 @@ impl World {
 
     fn snapshot_at(&mut self, job: usize, more: Option<u64>, rng: &mut Rng) -> Held {
         self.change_stream(rng);
-        let level = Self::level(rng);
+        let level = self.level(job, rng);
         let shape = self.shape(rng);
-        let keep = [None, Some("2h"), Some("30d"), Some("never")][rng.below(4) as usize];
+        let keep = [None, Some("2h"), Some("2h"), Some("30d"), Some("never")][rng.below(5) as usize];
         let request = self.request(job, level, shape, keep);
         let clock = match more {
             Some(more) => {
@@ -335,16 +368,22 @@ impl World {
         self.trace.push(format!("  {} {decided:?} asked {:?} ahead {more:?}", outcome.snapshot, request.level));
         same(&"done", &outcome.outcome, "outcome")?;
         let found = Decided { level: outcome.level, base: outcome.base, promoted_from: outcome.promoted_from };
-        same(&decided, &found, "level and base")?;
+        if !decided.contains(&found) {
+            return Err(format!("{}: expected one of {decided:?}, found {found:?}", outcome.snapshot));
+        }
         let lifetime = [("2h", 7200), ("30d", 30 * 86_400)].into_iter().find(|(text, _)| keep == Some(text));
         let expires_at = lifetime.map(|(_, seconds)| (clock.0 / 1000) as i64 + seconds);
         same(&expires_at, &outcome.expires_at.map(Instant::as_second), "expires_at")?;
         let seq = outcome.snapshot.split_once('/').unwrap().1.parse().unwrap();
-        self.add(job, seq, decided, outcome.run_id, expires_at, tree);
+        self.add(job, seq, found, outcome.run_id, expires_at, tree);
+        self.count.increments += u64::from(outcome.level > 0);
+        self.count.promoted += u64::from(outcome.promoted_from.is_some());
+        let snap = self.jobs[job].snaps.last().unwrap();
+        self.count.chain_max = self.count.chain_max.max(self.jobs[job].chain(snap).len() as u64);
         self.totals(job, seq, &outcome.totals)
     }
 
-    fn decided(&self, job: usize, request: &snapshot::Request) -> Decided {
+    fn decided(&self, job: usize, request: &snapshot::Request) -> Vec<Decided> {
         let level = request.level.as_ref().unwrap();
         self.jobs[job].decide(level.level, level.strict_base, self.skip[job])
     }
@@ -359,9 +398,10 @@ impl World {
         tree: Arc<Picture>,
     ) {
         let stream = self.has_stream[job].then(|| Arc::new(self.stream.clone()));
-        let (hold, live, damaged, skip) = (false, true, false, self.skip[job]);
+        let (hold, live, damage, skip) = (false, true, Damage::None, self.skip[job]);
         let Decided { level, base, .. } = decided;
-        let snap = Snap { seq, level, base, run_id, expires_at, hold, live, damaged, skip, tree, stream };
+        let snap = Snap { seq, level, base, run_id, expires_at, hold, live, damage, skip, tree, stream };
+        self.count.snapshots += 1;
         self.jobs[job].snaps.push(snap);
     }
 
@@ -382,6 +422,7 @@ impl World {
         fs::write(&path, rng.content(bytes)).unwrap();
         self.snapshot_at(job, None, rng)?;
         if change_unseen(&path, rng.below(bytes as u64)) {
+            self.count.racy += 1;
             self.trace.push(format!("  \"racy\" of {bytes} bytes changed within the tick"));
         }
         self.reads(job, self.jobs[job].snaps.last().unwrap().seq, rng)?;
@@ -390,7 +431,7 @@ impl World {
 
     fn killed(&mut self, job: usize, rng: &mut Rng) -> Held {
         self.change_stream(rng);
-        let request = self.request(job, Self::level(rng), self.shape(rng), None);
+        let request = self.request(job, self.level(job, rng), self.shape(rng), None);
         let decided = self.decided(job, &request);
         let tree = self.picture(job);
         let before = self.newest(job)?;
@@ -436,8 +477,16 @@ impl World {
         }
         let after = self.newest(job)?;
         if let Some((seq, run_id)) = after.filter(|after| before.as_ref() != Some(after)) {
-            self.trace.push(format!("  it is recorded as {seq}: {decided:?}"));
-            self.add(job, seq, decided, run_id, None, tree);
+            let log = catalog::read(&self.volume, &JOBS[job].parse().unwrap()).map_err(failed)?;
+            let own = &log.state(seq).unwrap().snapshot;
+            let base = own.base.as_ref().map(|base| base.seq);
+            let found = Decided { level: own.level, base, promoted_from: own.promoted_from };
+            self.trace.push(format!("  it is recorded as {seq}: {found:?}"));
+            if !decided.contains(&found) {
+                return Err(format!("{seq}: expected one of {decided:?}, found {found:?}"));
+            }
+            self.count.killed_recorded += 1;
+            self.add(job, seq, found, run_id, None, tree);
         }
         Ok(())
     }
@@ -462,15 +511,32 @@ impl World {
             return Ok(());
         }
         let key = &items[rng.below(items.len() as u64) as usize].key;
+        let mut bytes = self.volume.store.read(key, u64::MAX - 1).map_err(failed)?;
         self.volume.store.delete(key).map_err(failed)?;
-        snap.damaged = true;
-        self.trace.push(format!("  {key} of {seq} is gone"));
+        let at = rng.below(bytes.len() as u64) as usize;
+        let what = rng.below(3);
+        match what {
+            0 => snap.damage = Damage::Gone,
+            1 => {
+                bytes.truncate(at);
+                snap.damage = Damage::Gone;
+            }
+            _ => {
+                bytes[at] ^= 1 << rng.below(8);
+                snap.damage = snap.damage.max(Damage::Flipped);
+            }
+        }
+        if what > 0 {
+            self.volume.store.put_new(key, &bytes).map_err(failed)?;
+        }
+        self.count.damaged += 1;
+        self.trace.push(format!("  {key} of {seq}: {:?} at {at}", snap.damage));
         Ok(())
     }
 
     fn keep(&mut self, kind: Kind, job: usize, rng: &mut Rng) -> Held {
         let live: Vec<u64> = self.jobs[job].live().map(|snap| snap.seq).collect();
-        for _ in 0..1 + rng.below(3) {
+        for _ in 0..1 + rng.below(5) {
             if live.is_empty() {
                 return Ok(());
             }
@@ -501,7 +567,7 @@ impl World {
     }
 
     fn expire(&mut self, job: usize, killed: bool, rng: &mut Rng) -> Held {
-        if rng.below(3) == 0 {
+        if rng.below(2) == 0 {
             self.ahead += [3600, 7200, 40 * 86_400][rng.below(3) as usize];
         }
         let clock = self.clock(250);
@@ -540,7 +606,17 @@ impl World {
         for snap in model.snaps.iter_mut().filter(|snap| due.contains(&snap.seq)) {
             snap.live = false;
         }
-        Ok(())
+        self.count.expired += due.len() as u64;
+        if refused {
+            return Ok(());
+        }
+        // What is left lies in live snapshots: killed runs are swept.
+        let items = self.volume.store.list(&format!("data/{}/", JOBS[job])).map_err(failed)?;
+        let is_known = |key: &str| self.jobs[job].live().any(|snap| key.contains(&snap.run_id));
+        match items.iter().find(|item| !is_known(&item.key)) {
+            Some(item) => Err(format!("{} is of no live snapshot", item.key)),
+            None => Ok(()),
+        }
     }
 
     /// The list is the model's; objects are those of live snapshots; no live snapshot's base is gone.
@@ -586,7 +662,7 @@ impl World {
         if !is_whole {
             // Its own faults are found; those of a base are found there.
             let found = verified.map_or(1, |outcome| outcome.faults.len());
-            return if snap.damaged && found == 0 { Err(format!("{about}: damage is not found")) } else { Ok(()) };
+            return if snap.damage != Damage::None && found == 0 { Err(format!("{about}: damage is not found")) } else { Ok(()) };
         }
         let faults = verified.map_err(|e| format!("{about}: verify: {}", failed(e)))?.faults;
         same(&Vec::new(), &faults, &format!("{about}: verify --data"))?;
@@ -611,7 +687,7 @@ impl World {
     }
 
     fn restores(&mut self, job: usize, snap: &Snap, about: &str) -> Held {
-        self.count += 1;
+        self.count.restored += 1;
         let out = self.dir.path().join("out");
         let options = restore::Options {
             snapshot: name(job, snap.seq),
@@ -621,7 +697,7 @@ impl World {
             exclude: Vec::new(),
             overwrite: restore::Overwrite::Never,
             safe: false,
-            threads: 1 + (self.count % 2) as usize,
+            threads: 1 + (self.count.restored % 2) as usize,
         };
         fs::create_dir(&out).unwrap();
         let outcome = restore::run(&self.volume, &options, &Silent).map_err(|e| format!("{about}: {}", failed(e)))?;
