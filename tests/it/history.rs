@@ -145,5 +145,8 @@ fn random_histories_are_as_the_model_says() {
     let done = done.into_inner().unwrap();
     println!("{count} histories: {done:?}");
     // They are worth something.
-    assert!(count < HISTORY_COUNT || done.increments > 2 * count && done.expired > count / 5 && done.chain_max > 4, "{done:?}");
+    assert!(
+        count < HISTORY_COUNT || done.increments > 2 * count && done.expired > count / 5 && done.chain_max > 4,
+        "{done:?}"
+    );
 }

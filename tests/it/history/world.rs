@@ -662,7 +662,11 @@ impl World {
         if !is_whole {
             // Its own faults are found; those of a base are found there.
             let found = verified.map_or(1, |outcome| outcome.faults.len());
-            return if snap.damage != Damage::None && found == 0 { Err(format!("{about}: damage is not found")) } else { Ok(()) };
+            return if snap.damage != Damage::None && found == 0 {
+                Err(format!("{about}: damage is not found"))
+            } else {
+                Ok(())
+            };
         }
         let faults = verified.map_err(|e| format!("{about}: verify: {}", failed(e)))?.faults;
         same(&Vec::new(), &faults, &format!("{about}: verify --data"))?;
@@ -789,6 +793,7 @@ with open(sys.argv[1], 'r+b') as file, mmap.mmap(file.fileno(), 0) as map:
     map[int(sys.argv[2])] ^= 0x55";
     let times = |meta: fs::Metadata| (meta.mtime(), meta.mtime_nsec(), meta.ctime(), meta.ctime_nsec());
     let before = times(path.metadata().unwrap());
-    let ran = std::process::Command::new("python3").args(["-S", "-E", "-c", SCRIPT]).arg(path).arg(at.to_string()).status();
+    let ran =
+        std::process::Command::new("python3").args(["-S", "-E", "-c", SCRIPT]).arg(path).arg(at.to_string()).status();
     ran.is_ok_and(|status| status.success()) && times(path.metadata().unwrap()) == before
 }
