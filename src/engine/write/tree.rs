@@ -338,8 +338,9 @@ impl Tree<'_, '_> {
             let old = &old.entry;
             old.kind == entry.kind
                 && is_visibly_same(old, &entry)
-                && (old.rdev, &old.link, &old.xattrs, old.status)
-                    == (entry.rdev, &entry.link, &entry.xattrs, entry.status)
+                // What has several names says so: readers go by it.
+                && (old.rdev, &old.link, &old.xattrs, old.status, old.nlink)
+                    == (entry.rdev, &entry.link, &entry.xattrs, entry.status, entry.nlink)
         };
         if self.now.old.as_deref().is_some_and(is_old) {
             self.unchanged(&entry);
