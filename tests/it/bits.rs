@@ -27,8 +27,6 @@ fn request(dir: &std::path::Path, codec: Codec, level: u8) -> snapshot::Request 
             one_file_system: false,
         },
         patterns: Vec::new(),
-        level: None,
-        keep: None,
         stream: Some((
             "numbers".parse().unwrap(),
             snapshot::Input::Command(vec!["seq".into(), "1".into(), "900".into()]),

@@ -305,6 +305,7 @@ impl Doer {
             index: IndexRef { name: INDEX_NAME.to_owned(), len: 1, tail_digest: definition },
             restore_txt: ObjectRef { name: RESTORE_NAME.to_owned(), len: 1, digest: definition },
             totals: Totals { parts: 1, stored_bytes: 1, ..Totals::default() },
+            chunk_key: None,
             incomplete: Vec::new(),
             crypto: None,
             sig: None,
