@@ -32,6 +32,7 @@ use crate::{
         digest::Digest,
         ids::{Name, Nonce, RunId},
         time::{Instant, Lifetime},
+        units::show_size,
     },
     monitor::Monitor,
     plan::{
@@ -182,6 +183,7 @@ pub fn run(
         monitor.warn(&format!("level 0 is taken instead of level {from}: {why}"));
     }
     let taken_at = clock.now()?;
+    expect(volume, &log, decision.level(), monitor)?;
     let base = Chosen::of(volume, &log, &decision)?;
     let place = Place {
         next: log.next()?,
@@ -246,6 +248,26 @@ fn check_volume(volume: &Volume) -> Result<()> {
         }
         _ => Ok(()),
     }
+}
+
+/// Says how much there is to do, and whether there may be too little room for it, by what the job's last snapshots came to.
+fn expect(volume: &Volume, log: &JobLog, level: u8, monitor: &dyn Monitor) -> Result<()> {
+    if let Some(last) = log.live().next_back() {
+        monitor.expect(last.totals.entries, last.totals.content_bytes);
+    }
+    if let Some(like) = log.live().rev().find(|one| one.level == level)
+        && let Some(free) = volume.store.free_bytes()?
+    {
+        let needed = like.totals.stored_bytes + like.totals.index_bytes;
+        if free < needed {
+            let (free, needed) = (show_size(free), show_size(needed));
+            monitor.warn(&format!(
+                "{} has {free} free; {}/{} of the same level took {needed}",
+                volume.shown, like.job, like.seq
+            ));
+        }
+    }
+    Ok(())
 }
 
 /// The names of all streams in the order they are stored: block devices, then the stream asked for.

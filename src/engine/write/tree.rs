@@ -119,6 +119,7 @@ impl Visitor for Tree<'_, '_> {
             totals.entries += entries;
             totals.files += files;
             totals.content_bytes += bytes;
+            self.tell(names.path);
             if !names.told && !joined.names_changed && !joined.inside_changed {
                 return Ok(());
             }
