@@ -119,7 +119,6 @@ impl Visitor for Tree<'_, '_> {
             totals.entries += entries;
             totals.files += files;
             totals.content_bytes += bytes;
-            self.tell(names.path);
             if !names.told && !joined.names_changed && !joined.inside_changed {
                 return Ok(());
             }
@@ -161,7 +160,13 @@ impl Visitor for Tree<'_, '_> {
     }
 
     fn listed(&mut self) -> Result<()> {
-        self.removed_before(None)
+        self.removed_before(None)?;
+        if self.increment.is_some() {
+            let dir = std::mem::take(&mut self.dir);
+            self.tell(&dir);
+            self.dir = dir;
+        }
+        Ok(())
     }
 
     fn directory(&mut self, dir: Entry) -> Result<bool> {
