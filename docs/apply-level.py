@@ -69,7 +69,8 @@ def look(plain):
             if member.type in (tarfile.DIRTYPE, b"D"):
                 names = {unquote_to_bytes(key[13:]) for key in member.pax_headers if key.startswith("SCHILY.xattr.")}
                 time = Decimal(member.pax_headers.get("mtime", member.mtime))
-                dirs[member.name.encode("utf-8", "surrogateescape")] = int(time * 10**9), names
+                path = os.path.normpath(member.name.encode("utf-8", "surrogateescape"))
+                dirs[path] = int(time * 10**9), names
     return dirs, any_delta
 
 def tree(parts, target):
@@ -80,10 +81,10 @@ def tree(parts, target):
     root_time = int(open(".bk/ready").read()) if resumed else os.stat(".").st_mtime_ns
     if not resumed:  # until `ready` is there, all that changes in TARGET is .bk
         shutil.rmtree(".bk", ignore_errors=True)
-        os.makedirs(".bk/new")
-        os.mkdir(".bk/delta")
-        if any_delta:
-            tar(parts, "--wildcards", ".bk/delta/*")
+    for name in (".bk/new", ".bk/delta"):
+        os.makedirs(name, exist_ok=True)
+    if any_delta and not resumed:
+        tar(parts, "--wildcards", ".bk/delta/*")
     made, links = {}, []
     for name in sorted(os.listdir(b".bk/delta"), key=int):
         with open(b".bk/delta/" + name, "rb") as file:
@@ -114,10 +115,15 @@ def tree(parts, target):
         for name in map(os.fsencode, os.listxattr(path)):
             if name.startswith((b"user.", b"trusted.")) and name not in names:  # tar only adds
                 os.removexattr(path, name)
-    os.sync()
-    shutil.rmtree(".bk")
-    for path, time in [(b".", root_time), *((path, time) for path, (time, _) in dirs.items())]:
+    for path, (time, _) in dirs.items():
         os.utime(path, ns=(time, time))
+    os.sync()
+    shutil.rmtree(".bk/new")
+    shutil.rmtree(".bk/delta")
+    os.remove(".bk/ready")
+    os.rmdir(".bk")
+    root_time, _ = dirs.get(b".", (root_time, None))
+    os.utime(".", ns=(root_time, root_time))
 
 def stream(old, new):
     need(not os.path.exists(new), f"{new} exists already")

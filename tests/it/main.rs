@@ -31,6 +31,7 @@ mod racing;
 mod reference;
 mod roundtrip;
 mod space;
+mod stock;
 mod streams;
 mod support;
 mod view;
