@@ -201,6 +201,9 @@ pub struct Totals {
     /// Of an increment: entries of the base that are gone; a directory with all below it counts once.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub removed_entries: u64,
+    /// Of an increment: deltas in the tree's tar. With none, GNU tar alone applies it.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub deltas: u64,
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "the signature serde calls")]

@@ -2,50 +2,39 @@
 
 use std::fmt::Write as _;
 
-use super::{codec::Codec, record::Snapshot};
+use super::{
+    codec::Codec,
+    record::{Snapshot, Stream},
+};
 
-/// The text for a snapshot. `parts` are the names of its parts in order; `snapshot.restore_txt` is not used.
-pub fn text(snapshot: &Snapshot, parts: &[String]) -> String {
+/// What applies a level that holds deltas.
+const SCRIPT: &str = include_str!("../../docs/apply-level.py");
+/// GNU tar, but for the letters that come before and after.
+const TAR_OPTIONS: &str = "-p --numeric-owner --xattrs --xattrs-include='*' --acls -C TARGET -f -";
+
+/// A snapshot and the names of its objects.
+pub type Member<'a> = (&'a Snapshot, Vec<String>);
+
+/// The text for a snapshot. `parts` are the names of its parts in order, `before` is its chain without itself, level 0
+/// first; `snapshot.restore_txt` is not used.
+pub fn text(snapshot: &Snapshot, parts: &[String], before: &[Member<'_>]) -> String {
     let mut out = String::new();
-    let _ = writeln!(
-        out,
-        "This directory holds snapshot {}/{} of {}, taken at {} by bk.\nIt can be restored without bk. Run these commands in this directory.\n",
-        snapshot.job, snapshot.seq, snapshot.node, snapshot.taken_at
-    );
-    let (decode, package) = match snapshot.codec {
-        Codec::Zstd(_) => ("zstd -dc", "zstd"),
-        Codec::Bzip2(_) => ("bzip2 -dc", "bzip2"),
-        Codec::None => ("cat", "coreutils"),
-    };
+    let own = (snapshot, parts.to_vec());
+    let chain: Vec<&Member<'_>> = before.iter().chain([&own]).collect();
+    head(&mut out, &chain);
+    let script = chain.iter().any(|(one, _)| one.totals.deltas > 0 || one.streams.iter().any(|s| s.places.is_some()));
+    if script {
+        let _ = writeln!(
+            out,
+            "Levels that hold deltas need Python 3 and the script at the end of this text. This goes first:\n\n    SCRIPT=$(sed -n '/^#!/,$p' RESTORE.txt)\n"
+        );
+    }
     if parts.iter().any(|name| name.starts_with("tree-")) {
-        let _ = writeln!(
-            out,
-            "The tree (needs GNU tar and {package}; as root, into the directory TARGET):\n\n    mkdir -p TARGET\n    {decode} tree-*.tar{} | tar -x -p --numeric-owner --xattrs --xattrs-include='*' --acls -C TARGET -f -\n",
-            snapshot.codec.suffix()
-        );
-        let _ = writeln!(
-            out,
-            "Leave out `--xattrs --xattrs-include='*' --acls` for a tar without them. With bsdtar: `{decode} tree-*.tar{} | bsdtar -xp -C TARGET -f -`.",
-            snapshot.codec.suffix()
-        );
-        let _ = writeln!(
-            out,
-            "Its parts in order (`{decode}` joins them; each also lists alone, but where a large file runs on):\n"
-        );
-        list(&mut out, parts, "tree-");
+        tree(&mut out, &chain, parts);
     }
     for stream in &snapshot.streams {
-        let prefix = format!("stream-{}-", stream.name);
-        let _ = writeln!(
-            out,
-            "The stream `{}`, {} bytes, BLAKE3 {}:\n\n    {decode} {prefix}*{} > {}\n",
-            stream.name,
-            stream.content_bytes,
-            stream.digest,
-            snapshot.codec.suffix(),
-            stream.name
-        );
-        list(&mut out, parts, &prefix);
+        put_stream(&mut out, &chain, stream);
+        list(&mut out, parts, &format!("stream-{}-", stream.name));
     }
     if snapshot.totals.incomplete > 0 {
         let _ = writeln!(
@@ -57,12 +46,109 @@ pub fn text(snapshot: &Snapshot, parts: &[String]) -> String {
             let _ = writeln!(out, "    {} ({})", entry.path, entry.why);
         }
     }
+    if script {
+        let _ = write!(out, "\nThe script, to the end of this text:\n\n{SCRIPT}");
+    }
     out
 }
 
+fn head(out: &mut String, chain: &[&Member<'_>]) {
+    let Some(((snapshot, _), before)) = chain.split_last() else { return };
+    let _ = writeln!(
+        out,
+        "This directory holds snapshot {}/{} of {}, taken at {} by bk.",
+        snapshot.job, snapshot.seq, snapshot.node, snapshot.taken_at
+    );
+    if !before.is_empty() {
+        let _ = writeln!(out, "It is an increment of level {}. Its chain, each over the one before:\n", snapshot.level);
+        for (one, _) in chain {
+            let Snapshot { job, seq, level, taken_at, .. } = one;
+            let _ = writeln!(out, "- {job}/{seq}, level {level}, taken at {taken_at}: {}", one.run_id);
+        }
+        out.push('\n');
+    }
+    out.push_str("It can be restored without bk. Run these commands in this directory");
+    out.push_str(if before.is_empty() { ".\n\n" } else { ", all of them, each once and in this order.\n\n" });
+}
+
+fn tree(out: &mut String, chain: &[&Member<'_>], parts: &[String]) {
+    let Some((snapshot, _)) = chain.last() else { return };
+    let (decode, package) = decoder(snapshot.codec);
+    let _ = writeln!(out, "The tree (needs GNU tar and {package}; as root, into the directory TARGET):\n");
+    out.push_str("    mkdir -p TARGET\n");
+    for (one, _) in chain {
+        let (decode, _) = decoder(one.codec);
+        let names = format!("{}tree-*.tar{}", place(chain, one), one.codec.suffix());
+        let _ = match (one.level, one.totals.deltas) {
+            (0, _) => writeln!(out, "    {decode} {names} | tar -x {TAR_OPTIONS}"),
+            (_, 0) => writeln!(out, "    {decode} {names} | tar -x -G {TAR_OPTIONS}"),
+            _ => writeln!(out, "    python3 -c \"$SCRIPT\" {names} TARGET"),
+        };
+    }
+    out.push_str("\nLeave out `--xattrs --xattrs-include='*' --acls` for a tar without them.");
+    if snapshot.level == 0 {
+        let suffix = snapshot.codec.suffix();
+        let _ = write!(out, " With bsdtar: `{decode} tree-*.tar{suffix} | bsdtar -xp -C TARGET -f -`.");
+    }
+    let _ = writeln!(
+        out,
+        "\nIts parts in order (`{decode}` joins them; each also lists alone, but where a large file runs on):\n"
+    );
+    list(out, parts, "tree-");
+}
+
+/// The commands for a stream: the newest version that is stored whole, then the levels over it.
+fn put_stream(out: &mut String, chain: &[&Member<'_>], stream: &Stream) {
+    let name = &stream.name;
+    let _ = writeln!(out, "The stream `{name}`, {} bytes, BLAKE3 {}:\n", stream.content_bytes, stream.digest);
+    let stored = |(one, _): &&Member<'_>| one.streams.iter().find(|s| s.name == *name).map(|s| s.places.is_some());
+    let whole = chain.iter().rposition(|one| stored(one) == Some(false)).unwrap_or(0);
+    let levels = &chain[whole..];
+    for (n, (one, names)) in levels.iter().enumerate() {
+        let (decode, _) = decoder(one.codec);
+        let prefix = format!("stream-{name}-");
+        // The name of another stream may begin with this one's.
+        let number =
+            if names.iter().any(|part| number(part, &prefix).is_some_and(|n| n.len() > 5)) { "*" } else { "?????" };
+        let suffix = one.codec.suffix();
+        let read = format!("{decode} {}{prefix}{number}{suffix}", place(chain, one));
+        let made = if n + 1 == levels.len() { name.to_string() } else { format!("{name}@{n}") };
+        let _ = match n.checked_sub(1) {
+            None => writeln!(out, "    {read} > {made}"),
+            Some(old) => writeln!(out, "    {read} | python3 -c \"$SCRIPT\" --stream {name}@{old} {made}"),
+        };
+    }
+    if levels.len() > 1 {
+        let _ = writeln!(out, "    rm {name}@*");
+    }
+    out.push('\n');
+}
+
+/// What decompresses a codec's parts, and the package it is in.
+fn decoder(codec: Codec) -> (&'static str, &'static str) {
+    match codec {
+        Codec::Zstd(_) => ("zstd -dc", "zstd"),
+        Codec::Bzip2(_) => ("bzip2 -dc", "bzip2"),
+        Codec::None => ("cat", "coreutils"),
+    }
+}
+
+/// The directory of a member of the chain as seen from that of the last one.
+fn place(chain: &[&Member<'_>], one: &Snapshot) -> String {
+    match chain.last() {
+        Some((last, _)) if last.run_id != one.run_id => format!("../{}/", one.run_id),
+        _ => String::new(),
+    }
+}
+
+/// The number of a part, as it stands in its name, when that begins with `prefix`.
+fn number<'a>(name: &'a str, prefix: &str) -> Option<&'a str> {
+    let number = name.strip_prefix(prefix)?.split('.').next()?;
+    (!number.is_empty() && number.bytes().all(|b| b.is_ascii_digit())).then_some(number)
+}
+
 fn list(out: &mut String, parts: &[String], prefix: &str) {
-    let is_number = |rest: &str| rest.bytes().next().is_some_and(|b| b.is_ascii_digit());
-    for name in parts.iter().filter(|name| name.strip_prefix(prefix).is_some_and(is_number)) {
+    for name in parts.iter().filter(|name| number(name, prefix).is_some()) {
         let _ = writeln!(out, "    {name}");
     }
     out.push('\n');

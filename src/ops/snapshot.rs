@@ -543,7 +543,14 @@ impl Run<'_> {
     }
 
     fn restore_txt(&self, snapshot: &mut Snapshot, parts: &[String]) -> Result<()> {
-        let text = restore_txt::text(snapshot, parts);
+        let mut before = Vec::new();
+        for member in self.base.iter().flat_map(|base| &base.snapshots) {
+            let dir = run_dir(&member.job, member.run_id);
+            let items = self.volume.store.list(&dir)?.into_iter();
+            let names = items.filter_map(|item| item.key.strip_prefix(&dir).map(str::to_owned));
+            before.push((member, names.collect::<Vec<String>>()));
+        }
+        let text = restore_txt::text(snapshot, parts, &before);
         let key = format!("{}{RESTORE_NAME}", self.dir);
         if self.volume.store.put_new(&key, text.as_bytes())? == Created::Exists {
             return Err(Error::new(Kind::Lost, format!("{key} exists already")));

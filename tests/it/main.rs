@@ -36,6 +36,7 @@ mod racing;
 mod reference;
 mod roundtrip;
 mod space;
+mod stock;
 mod streams;
 mod support;
 mod view;

@@ -80,8 +80,8 @@ pub struct Increment<'a> {
     rows: Peekable<Merged<'a>>,
     /// For each name of the directory.
     plans: Vec<Plan>,
-    /// Whether it is a directory now.
-    dirs: Vec<bool>,
+    /// What it is now, when that is known.
+    kinds: Vec<Option<EntryKind>>,
     /// Names of the base that are gone, in order.
     removed: VecDeque<Vec<u8>>,
 }
@@ -89,7 +89,13 @@ pub struct Increment<'a> {
 impl<'a> Increment<'a> {
     /// Begins with the first entry of the base.
     pub fn new(base: Base<'a>) -> Self {
-        Self { rows: base.chain.rows().peekable(), base, plans: Vec::new(), dirs: Vec::new(), removed: VecDeque::new() }
+        Self {
+            rows: base.chain.rows().peekable(),
+            base,
+            plans: Vec::new(),
+            kinds: Vec::new(),
+            removed: VecDeque::new(),
+        }
     }
 
     /// What is to be done with the `n`-th name; it is asked once.
@@ -108,9 +114,9 @@ impl<'a> Increment<'a> {
 
     /// Compares the names of a directory, which comes after all before it, with the base.
     pub fn join(&mut self, names: &mut Names<'_>) -> Result<Joined> {
-        let Self { base, rows, plans, dirs, removed } = self;
+        let Self { base, rows, plans, kinds, removed } = self;
         plans.clear();
-        dirs.clear();
+        kinds.clear();
         removed.clear();
         let mut joined = Joined::default();
         let before =
@@ -140,7 +146,8 @@ impl<'a> Increment<'a> {
                 Some(dir) => rustix::fs::statat(dir, name, AtFlags::SYMLINK_NOFOLLOW),
                 None => Err(Errno::NOENT),
             };
-            dirs.push(stat.as_ref().is_ok_and(|stat| meta::kind(stat.st_mode) == Some(EntryKind::Dir)));
+            let kind = stat.as_ref().ok().and_then(|stat| meta::kind(stat.st_mode));
+            kinds.push(kind);
             let plan = match (old, stat) {
                 (old, Err(Errno::NOENT)) => {
                     removed.extend(old.map(|_| name.to_vec()));
@@ -149,10 +156,11 @@ impl<'a> Increment<'a> {
                 (None, _) => Plan::New,
                 (Some(old), Ok(stat)) => {
                     let fsid = names.dir.map_or(0, |dir| names.systems.fsid(stat.st_dev, dir));
-                    joined.names_changed |= old.entry.is_dir() != (meta::kind(stat.st_mode) == Some(EntryKind::Dir));
-                    let (kind, stored_len) = (old.entry.kind, old.entry.stored_len);
+                    joined.names_changed |=
+                        old.entry.is_dir() != (kind == Some(EntryKind::Dir)) || is_new_socket(&old, kind);
+                    let (old_kind, stored_len) = (old.entry.kind, old.entry.stored_len);
                     let plan = base.plan(old, &stat, fsid);
-                    if matches!(plan, Plan::Same(EntryKind::File)) && kind == EntryKind::File {
+                    if matches!(plan, Plan::Same(EntryKind::File)) && old_kind == EntryKind::File {
                         (joined.same.1, joined.same.2) = (joined.same.1 + 1, joined.same.2 + stored_len);
                     }
                     plan
@@ -193,7 +201,9 @@ impl<'a> Increment<'a> {
             }
             let letter = match plan {
                 Plan::Gone => continue,
-                _ if self.dirs[n] => b'D',
+                // It has no member to take the old one's place.
+                Plan::Changed(old) if is_new_socket(old, self.kinds[n]) => continue,
+                _ if self.kinds[n] == Some(EntryKind::Dir) => b'D',
                 Plan::Same(_) => b'N',
                 Plan::New | Plan::Changed(_) | Plan::Linked(_) => b'Y',
             };
@@ -276,6 +286,11 @@ impl Base<'_> {
         let from = self.taken_at.get(old.run).map_or(i64::MIN, |at| at - RACY_SECONDS);
         old.entry.mtime.sec >= from || old.entry.ctime.sec >= from
     }
+}
+
+/// Whether a socket is where there was something else.
+fn is_new_socket(old: &Row, now: Option<EntryKind>) -> bool {
+    now == Some(EntryKind::Socket) && old.entry.kind != EntryKind::Socket
 }
 
 /// Whether mode, owner and time are the same; what else can be seen is the caller's.

@@ -274,6 +274,7 @@ impl Tree<'_, '_> {
         self.framer.put(&[0; END_LEN])?;
         self.tell(b"");
         self.framer.end_stream()?;
+        self.outcome.totals.deltas = self.delta_count;
         Ok(self.outcome)
     }
 

@@ -40,6 +40,9 @@ const CHECKSUM: std::ops::Range<usize> = 148..156;
 const TYPE: usize = 156;
 const LINK: std::ops::Range<usize> = 157..257;
 const MAGIC: std::ops::Range<usize> = 257..265;
+const USTAR_MAGIC: &[u8; 8] = b"ustar\x0000";
+/// Of GNU tar's own types: it takes the list of a directory's names only with this.
+const GNU_MAGIC: &[u8; 8] = b"ustar  \0";
 const DEV_MAJOR: std::ops::Range<usize> = 329..337;
 const DEV_MINOR: std::ops::Range<usize> = 337..345;
 const PREFIX: std::ops::Range<usize> = 345..500;

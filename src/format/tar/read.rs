@@ -3,8 +3,8 @@
 use std::io::Read;
 
 use super::{
-    BLOCK_LEN, CHECKSUM, DEV_MAJOR, DEV_MINOR, GID, LINK, MAGIC, MODE, MTIME, NAME, PAX_LEN_MAX, PREFIX, SIZE,
-    SPARSE_RUN_COUNT_MAX, TYPE, UID, padded,
+    BLOCK_LEN, CHECKSUM, DEV_MAJOR, DEV_MINOR, GID, GNU_MAGIC, LINK, MAGIC, MODE, MTIME, NAME, PAX_LEN_MAX, PREFIX,
+    SIZE, SPARSE_RUN_COUNT_MAX, TYPE, UID, USTAR_MAGIC, padded,
 };
 use crate::{
     error::{Error, Result},
@@ -247,7 +247,8 @@ impl<R: Read> TarReader<R> {
 }
 
 fn check_block(block: &[u8; BLOCK_LEN]) -> Result<()> {
-    if &block[MAGIC] != b"ustar\x0000" {
+    let magic = if block[TYPE] == b'D' { GNU_MAGIC } else { USTAR_MAGIC };
+    if &block[MAGIC] != magic {
         return Err(bad("not a ustar header"));
     }
     let field = &block[CHECKSUM];

@@ -1,8 +1,8 @@
 //! Entries to tar headers.
 
 use super::{
-    BLOCK_LEN, CHECKSUM, DEV_MAJOR, DEV_MINOR, GID, LINK, MAGIC, MODE, MTIME, NAME, PAX_LEN_MAX, PREFIX, SIZE, TYPE,
-    UID, acl, padded,
+    BLOCK_LEN, CHECKSUM, DEV_MAJOR, DEV_MINOR, GID, GNU_MAGIC, LINK, MAGIC, MODE, MTIME, NAME, PAX_LEN_MAX, PREFIX,
+    SIZE, TYPE, UID, USTAR_MAGIC, acl, padded,
 };
 use crate::model::{
     entry::{Entry, EntryKind, Run},
@@ -65,6 +65,7 @@ pub fn header_with(entry: &Entry, dumpdir: Option<&[u8]>, out: &mut Vec<u8>) -> 
     let map = entry.sparse.as_deref().map(|runs| sparse_map(runs, entry.size));
     data_len += map.as_ref().map_or(0, |m| m.len() as u64);
 
+    let long = dumpdir.filter(|list| list.len() > DUMPDIR_LEN_MAX);
     let mut pax = Vec::new();
     let mut block = [0u8; BLOCK_LEN];
     let mut raw_names = true;
@@ -76,7 +77,11 @@ pub fn header_with(entry: &Entry, dumpdir: Option<&[u8]>, out: &mut Vec<u8>) -> 
         raw_names = std::str::from_utf8(&member_path).is_ok();
         // Shown only by readers that do not know sparse members.
         put_name(&mut block, &path::join(b"GNUSparseFile.0", path::split(&entry.path).1));
-    } else if !put_name(&mut block, &member_path) {
+    } else if !put_name(&mut block, &member_path) || long.is_some() && member_path.len() > NAME.len() {
+        // GNU tar's own type has no prefix field.
+        if long.is_some() {
+            block[PREFIX].fill(0);
+        }
         record(&mut pax, b"path", &member_path);
         raw_names = std::str::from_utf8(&member_path).is_ok();
     }
@@ -107,7 +112,6 @@ pub fn header_with(entry: &Entry, dumpdir: Option<&[u8]>, out: &mut Vec<u8>) -> 
     if entry.kind != EntryKind::HardLink {
         left.xattrs = !xattrs(&mut pax, entry);
     }
-    let long = dumpdir.filter(|list| list.len() > DUMPDIR_LEN_MAX);
     match (dumpdir, long) {
         (Some(list), None) => record(&mut pax, b"GNU.dumpdir", list),
         (_, Some(list)) => octal(&mut block[SIZE], list.len() as u64),
@@ -117,7 +121,7 @@ pub fn header_with(entry: &Entry, dumpdir: Option<&[u8]>, out: &mut Vec<u8>) -> 
     if !pax.is_empty() {
         pax_member(&pax, out);
     }
-    seal(&mut block);
+    seal(&mut block, if long.is_some() { GNU_MAGIC } else { USTAR_MAGIC });
     out.extend_from_slice(&block);
     if let Some(map) = map {
         out.extend_from_slice(&map);
@@ -263,14 +267,14 @@ fn pax_member(pax: &[u8], out: &mut Vec<u8>) {
     octal(&mut block[SIZE], pax.len() as u64);
     octal(&mut block[MTIME], 0);
     block[TYPE] = b'x';
-    seal(&mut block);
+    seal(&mut block, USTAR_MAGIC);
     out.extend_from_slice(&block);
     out.extend_from_slice(pax);
     out.resize(out.len() + usize::try_from(padded(pax.len() as u64)).unwrap_or(0) - pax.len(), 0);
 }
 
-fn seal(block: &mut [u8; BLOCK_LEN]) {
-    block[MAGIC].copy_from_slice(b"ustar\x0000");
+fn seal(block: &mut [u8; BLOCK_LEN], magic: &[u8; MAGIC.end - MAGIC.start]) {
+    block[MAGIC].copy_from_slice(magic);
     let sum = super::checksum(block);
     octal(&mut block[CHECKSUM.start..CHECKSUM.end - 1], u64::from(sum));
     block[CHECKSUM.end - 2] = 0;

@@ -2,6 +2,7 @@
 //!
 //! A `World` is one directory (on `/dev/shm` when there) with `volume/`, `src/` and room for outputs; it cleans itself.
 
+pub mod history;
 pub mod inventory;
 pub mod rng;
 pub mod tools;
