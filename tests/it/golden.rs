@@ -6,8 +6,12 @@ use bk::format::volume::FORMAT_VERSION;
 
 /// A copy of golden volume `version`: git keeps neither its modes nor protects it from a test's mistakes.
 fn golden(version: u32) -> tempfile::TempDir {
-    let from = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/data/v{version}"));
-    assert!(from.is_dir(), "format version {version} has no golden volume in tests/data");
+    golden_named(&format!("v{version}"))
+}
+
+fn golden_named(name: &str) -> tempfile::TempDir {
+    let from = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data").join(name);
+    assert!(from.is_dir(), "there is no golden volume {name} in tests/data");
     let dir = tempfile::tempdir().unwrap();
     assert!(Command::new("cp").arg("-r").arg(&from).arg(dir.path().join("v")).status().unwrap().success());
     dir
@@ -40,6 +44,27 @@ fn every_version_ever_written_is_read() {
             assert_eq!(stream, (1..=5000).map(|n| format!("{n}\n")).collect::<String>().into_bytes());
         }
     }
+}
+
+/// Levels 0, 1, 2, 2, 1 of a tree with deltas, a renamed file and directory, changed types and links; and a stream.
+#[test]
+fn a_golden_chain_is_read_at_every_level() {
+    let dir = golden_named("v1-chain");
+    bk(dir.path(), "verify --data");
+    let expected = include_str!("../data/v1-chain.txt");
+    for (n, want) in (1..=5).zip(expected.split("== golden/").skip(1)) {
+        let (_, want) = want.split_once('\n').unwrap();
+        let (rows, digest) = want.trim_end().rsplit_once('\n').unwrap();
+        let found = String::from_utf8(bk(dir.path(), &format!("ls golden/{n} -R"))).unwrap();
+        assert_eq!(found.trim_end(), rows, "golden/{n}");
+        let tar = bk(dir.path(), &format!("export golden/{n}"));
+        assert_eq!(&blake3::hash(&tar).to_hex()[..32], digest, "golden/{n}");
+        let stream = bk(dir.path(), &format!("cat golden/{n} --stream numbers"));
+        let last = [5000, 5100, 5200, 4900, 6000][n - 1];
+        assert_eq!(stream, (1..=last).map(|n| format!("{n}\n")).collect::<String>().into_bytes());
+    }
+    let why = String::from_utf8(bk(dir.path(), "why golden/2")).unwrap();
+    assert!(why.contains("before the move"), "{why}");
 }
 
 #[test]
