@@ -6,7 +6,7 @@
 
 When it stops, remove the cause it names and give the same command again: it goes on where it was.
 """
-import os, shutil, subprocess, sys, tarfile
+import json, os, shutil, subprocess, sys, tarfile
 from decimal import Decimal
 from urllib.parse import unquote_to_bytes
 
@@ -29,6 +29,7 @@ def deltas(file):
                 text[b"lines"].append((word, *map(int, values)))
             else:  # path, size, old, link
                 text[word] = int(values[0]) if word == b"size" else unquote_to_bytes(values[0])
+                need(word == b"size" or b".." not in text[word].split(b"/") and text[word][:1] != b"/", "a path leads out")
         yield text
 
 def build(text, file, old, new):
@@ -78,7 +79,9 @@ def tree(parts, target):
     os.chdir(target)
     dirs, any_delta = archive(parts, look)
     resumed = os.path.exists(".bk/ready")
-    root_time = int(open(".bk/ready").read()) if resumed else os.stat(".").st_mtime_ns
+    sizes = [os.path.getsize(part) for part in parts]
+    root_time, begun = json.load(open(".bk/ready")) if resumed else (os.stat(".").st_mtime_ns, sizes)
+    need(begun == sizes, "another level was begun here and is to be ended first")
     if not resumed:  # until `ready` is there, all that changes in TARGET is .bk
         shutil.rmtree(".bk", ignore_errors=True)
     for name in (".bk/new", ".bk/delta"):
@@ -100,8 +103,10 @@ def tree(parts, target):
                 shutil.copystat(file.name, new_name)
     if not resumed:
         os.sync()
-        with open(".bk/ready", "w") as ready:
-            ready.write(str(root_time))
+        with open(".bk/built", "w") as built:
+            json.dump([root_time, sizes], built)
+        os.sync()
+        os.rename(".bk/built", ".bk/ready")
         os.sync()
     tar(parts, "-G", "--anchored", "--exclude=.bk")
     for path, new_name in made.items():

@@ -573,6 +573,9 @@ runpy.run_path(sys.argv[0], run_name="__main__")
                 assert_same(&before, &now, &Compare::EXACT, &format!("stopped at {at}"));
             } else {
                 assert!(said.contains("between two levels"), "{at}: {said}");
+                let output = shell("python3 \"$3\" \"$1\"/tree-* \"$2\"", &[&runs(&world)[0], &target, &script()]);
+                let said = String::from_utf8_lossy(&output.stderr).into_owned();
+                assert!(said.contains("another level was begun"), "{at}: {said}");
             }
             by_script(run, &target);
         }
