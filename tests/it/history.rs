@@ -3,6 +3,23 @@
 //!
 //! `BK_TEST_HISTORIES=N` runs N histories, `BK_TEST_HISTORY=SEED` only this one. A failing history is made shorter by leaving
 //! out steps, then shown with its seed, its steps and what they did.
+//!
+//! The clock of a run stands still and is turned on at will: one that is right makes all of a young tree be read again, one
+//! that is ahead makes times be trusted, and by the two in turn time says nothing about what is the base.
+//!
+//! The model was seen to catch these faults, each put into the source once. Named is the history that failed and to how
+//! many steps it was made shorter; histories are tried in order, so as many as that were enough.
+//!
+//! | fault | history | steps |
+//! |---|---|---|
+//! | unchanged is what has the same time and size (`Base::is_same` without inode and ctime) | 1 | 8 |
+//! | the oldest run wins in the merge (`Merged::newest`) | 1 | 3 |
+//! | a removed directory hides only its own row (`Chain::oldest_seen` is 0) | 1 | 3 |
+//! | a renamed file is trusted by its inode number (`Tree::is_known` without ctime) | 0 | 4 |
+//! | places are not cut at the right offset (`Located::cut`) | 1 | 2 |
+//! | a further name stays one when its first name is another file (`Base::is_same` of a hard link without inode and ctime) | 10 | 4 |
+//! | what changed within the tick is not read again (`Base::is_racy` is never) | 9 | 1 |
+//! | the base is the newest by time, not by seq (`plan::level`) | 1 | 3 |
 
 mod change;
 mod model;
