@@ -163,7 +163,11 @@ fn random_histories_are_as_the_model_says() {
     println!("{count} histories: {done:?}");
     // They are worth something.
     assert!(
-        count < HISTORY_COUNT || done.increments > 2 * count && done.expired > count / 5 && done.chain_max > 4,
+        count < HISTORY_COUNT
+            || done.increments > 2 * count
+                && done.killed > 2 * done.killed_recorded
+                && done.expired > count / 5
+                && done.chain_max > 4,
         "{done:?}"
     );
 }

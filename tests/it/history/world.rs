@@ -120,6 +120,7 @@ pub struct Count {
     pub increments: u64,
     pub promoted: u64,
     pub chain_max: u64,
+    pub killed: u64,
     pub killed_recorded: u64,
     pub damaged: u64,
     pub expired: u64,
@@ -133,6 +134,7 @@ impl Count {
         self.increments += other.increments;
         self.promoted += other.promoted;
         self.chain_max = self.chain_max.max(other.chain_max);
+        self.killed += other.killed;
         self.killed_recorded += other.killed_recorded;
         self.damaged += other.damaged;
         self.expired += other.expired;
@@ -328,9 +330,9 @@ impl World {
 
     fn level(&self, job: usize, rng: &mut Rng) -> level::Request {
         let newest = self.jobs[job].live().next_back().map_or(0, |snap| snap.level);
-        let level = match rng.below(6) {
+        let level = match rng.below(7) {
             0 => 0,
-            1 | 2 => (newest + 1).min(9),
+            1..=3 => (newest + 1).min(9),
             _ => 1 + (rng.below(9) * rng.below(9) / 8) as u8,
         };
         level::Request { level, because: None, no_promote: false, strict_base: rng.below(9) == 0 }
@@ -362,6 +364,7 @@ impl World {
         };
         let decided = self.decided(job, &request);
         let tree = self.picture(job);
+        self.life.revive(0);
         let ran = snapshot::run(&self.volume, None, &request, &clock, &Silent);
         let outcome = ran.map_err(|e| format!("the snapshot failed: {}", failed(e)))?;
         self.calls = self.life.revive(i64::MAX);
@@ -475,6 +478,7 @@ impl World {
                 self.trace.push(format!("  killed after {calls} calls, the last done: {last}: {ended}"));
             }
         }
+        self.count.killed += 1;
         let after = self.newest(job)?;
         if let Some((seq, run_id)) = after.filter(|after| before.as_ref() != Some(after)) {
             let log = catalog::read(&self.volume, &JOBS[job].parse().unwrap()).map_err(failed)?;
