@@ -166,8 +166,7 @@ fn same_bytes(expected: &[u8], found: &[u8], what: &str) -> Held {
 }
 
 impl World {
-    pub fn new(seed: u64, local: bool) -> Self {
-        let mut rng = Rng::new(seed);
+    pub fn new(rng: &mut Rng, local: bool) -> Self {
         let dir = temp_dir("history");
         fs::create_dir_all(dir.path().join("home/src")).unwrap();
         let path = dir.path().join("volume");
@@ -180,10 +179,10 @@ impl World {
         let life = Life::endless();
         let store = Arc::new(Mortal { inner, life: life.clone() });
         let volume = create_on(store, "volume".to_owned(), Instant::from_second(1).unwrap()).unwrap();
-        change::plant(&dir.path().join("home/src"), &mut rng);
-        let shape = Shape::new(&mut rng);
+        change::plant(&dir.path().join("home/src"), rng);
+        let shape = Shape::new(rng);
         let streams = rng.below(3);
-        let bytes = change::length(&mut rng) + 1;
+        let bytes = change::length(rng) + 1;
         Self {
             volume,
             local: local.then_some(path),
