@@ -3,6 +3,23 @@
 //!
 //! `BK_TEST_HISTORIES=N` runs N histories, `BK_TEST_HISTORY=SEED` only this one. A failing history is made shorter by leaving
 //! out steps, then shown with its seed, its steps and what they did.
+//!
+//! The clock of a run stands still and is turned on at will: one that is right makes all of a young tree be read again, one
+//! that is ahead makes times be trusted, and by the two in turn time says nothing about what is the base.
+//!
+//! The model was seen to catch these faults, each put into the source once. Named is the history that failed and to how
+//! many steps it was made shorter; histories are tried in order, so as many as that were enough.
+//!
+//! | fault | history | steps |
+//! |---|---|---|
+//! | unchanged is what has the same time and size (`Base::is_same` without inode and ctime) | 1 | 8 |
+//! | the oldest run wins in the merge (`Merged::newest`) | 1 | 3 |
+//! | a removed directory hides only its own row (`Chain::oldest_seen` is 0) | 1 | 3 |
+//! | a renamed file is trusted by its inode number (`Tree::is_known` without ctime) | 0 | 4 |
+//! | places are not cut at the right offset (`Located::cut`) | 1 | 2 |
+//! | a further name stays one when its first name is another file (`Base::is_same` of a hard link without inode and ctime) | 10 | 4 |
+//! | what changed within the tick is not read again (`Base::is_racy` is never) | 9 | 1 |
+//! | the base is the newest by time, not by seq (`plan::level`) | 1 | 3 |
 
 mod change;
 mod model;
@@ -47,9 +64,14 @@ fn weighted<T: Copy>(all: &[(u64, T)], rng: &mut Rng) -> T {
     found.unwrap().1
 }
 
+/// A generator of its own for each seed: those of seeds in a row give the same numbers, one further on.
+fn generator(seed: u64) -> Rng {
+    Rng::new(Rng::new(seed).next())
+}
+
 /// The steps of a history.
 fn steps(seed: u64) -> Vec<Step> {
-    let mut rng = Rng::new(seed);
+    let mut rng = generator(seed);
     let mut steps = Vec::new();
     for _ in 0..5 + rng.below(9) {
         for _ in 0..rng.below(5) {
@@ -63,7 +85,7 @@ fn steps(seed: u64) -> Vec<Step> {
 /// Runs the steps; gives what was done and what did not hold.
 fn run(seed: u64, steps: &[Step]) -> (World, Held) {
     // One in eight lies in a directory, where runs can be killed for real.
-    let mut world = World::new(seed, seed.is_multiple_of(8));
+    let mut world = World::new(&mut generator(!seed), seed.is_multiple_of(8));
     let all = |world: &mut World| steps.iter().try_for_each(|step| world.step(*step)).and_then(|()| world.end());
     let held = catch_unwind(AssertUnwindSafe(|| all(&mut world))).unwrap_or_else(|cause| {
         let text = cause.downcast_ref::<String>().cloned();
@@ -146,7 +168,11 @@ fn random_histories_are_as_the_model_says() {
     println!("{count} histories: {done:?}");
     // They are worth something.
     assert!(
-        count < HISTORY_COUNT || done.increments > 2 * count && done.expired > count / 5 && done.chain_max > 4,
+        count < HISTORY_COUNT
+            || done.increments > 2 * count
+                && done.killed > 2 * done.killed_recorded
+                && done.expired > count / 5
+                && done.chain_max > 4,
         "{done:?}"
     );
 }

@@ -32,7 +32,7 @@ pub enum Change {
     Swap,
     Remove,
     RemoveDirectory,
-    ChangeType,
+    OtherType,
     /// By another file of the same content and times, as `cp -a` makes it.
     ReplaceByCopy,
     /// By another file of the same length and times, but not the same content.
@@ -70,7 +70,7 @@ pub const CHANGES: [(u64, Change); 29] = [
     (2, Change::Swap),
     (4, Change::Remove),
     (2, Change::RemoveDirectory),
-    (4, Change::ChangeType),
+    (4, Change::OtherType),
     (3, Change::ReplaceByCopy),
     (3, Change::ReplaceUnseen),
     (3, Change::PatchUnseen),
@@ -156,7 +156,8 @@ pub fn length(rng: &mut Rng) -> usize {
     }
 }
 
-fn clear(path: &Path) {
+/// Removes what is there, whatever it is.
+pub fn clear(path: &Path) {
     match path.symlink_metadata() {
         Ok(meta) if meta.is_dir() => fs::remove_dir_all(path).unwrap(),
         Ok(_) => fs::remove_file(path).unwrap(),
@@ -248,7 +249,7 @@ pub fn apply(change: Change, root: &Path, rng: &mut Rng) -> Option<String> {
         Change::Sparse if rng.below(2) == 0 => tree.place(rng),
         Change::RenameDirectory | Change::RemoveDirectory => tree.pick(rng, fs::Metadata::is_dir)?,
         Change::DirectoryMetadata => tree.dir(rng),
-        Change::Rename | Change::Remove | Change::ChangeType | Change::Mode | Change::Owner | Change::Time => {
+        Change::Rename | Change::Remove | Change::OtherType | Change::Mode | Change::Owner | Change::Time => {
             tree.any(rng)?
         }
         Change::Attribute => tree.pick(rng, |meta| meta.is_file() || meta.is_dir())?,
@@ -345,7 +346,7 @@ pub fn apply(change: Change, root: &Path, rng: &mut Rng) -> Option<String> {
             to = Some(other);
         }
         Change::Remove | Change::RemoveDirectory => clear(&path),
-        Change::ChangeType => {
+        Change::OtherType => {
             clear(&path);
             match rng.below(5) {
                 0 => symlink("a", &path).unwrap(),

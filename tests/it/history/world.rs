@@ -120,6 +120,7 @@ pub struct Count {
     pub increments: u64,
     pub promoted: u64,
     pub chain_max: u64,
+    pub killed: u64,
     pub killed_recorded: u64,
     pub damaged: u64,
     pub expired: u64,
@@ -133,6 +134,7 @@ impl Count {
         self.increments += other.increments;
         self.promoted += other.promoted;
         self.chain_max = self.chain_max.max(other.chain_max);
+        self.killed += other.killed;
         self.killed_recorded += other.killed_recorded;
         self.damaged += other.damaged;
         self.expired += other.expired;
@@ -164,8 +166,7 @@ fn same_bytes(expected: &[u8], found: &[u8], what: &str) -> Held {
 }
 
 impl World {
-    pub fn new(seed: u64, local: bool) -> Self {
-        let mut rng = Rng::new(seed);
+    pub fn new(rng: &mut Rng, local: bool) -> Self {
         let dir = temp_dir("history");
         fs::create_dir_all(dir.path().join("home/src")).unwrap();
         let path = dir.path().join("volume");
@@ -178,10 +179,10 @@ impl World {
         let life = Life::endless();
         let store = Arc::new(Mortal { inner, life: life.clone() });
         let volume = create_on(store, "volume".to_owned(), Instant::from_second(1).unwrap()).unwrap();
-        change::plant(&dir.path().join("home/src"), &mut rng);
-        let shape = Shape::new(&mut rng);
+        change::plant(&dir.path().join("home/src"), rng);
+        let shape = Shape::new(rng);
         let streams = rng.below(3);
-        let bytes = change::length(&mut rng) + 1;
+        let bytes = change::length(rng) + 1;
         Self {
             volume,
             local: local.then_some(path),
@@ -328,9 +329,9 @@ impl World {
 
     fn level(&self, job: usize, rng: &mut Rng) -> level::Request {
         let newest = self.jobs[job].live().next_back().map_or(0, |snap| snap.level);
-        let level = match rng.below(6) {
+        let level = match rng.below(7) {
             0 => 0,
-            1 | 2 => (newest + 1).min(9),
+            1..=3 => (newest + 1).min(9),
             _ => 1 + (rng.below(9) * rng.below(9) / 8) as u8,
         };
         level::Request { level, because: None, no_promote: false, strict_base: rng.below(9) == 0 }
@@ -362,6 +363,7 @@ impl World {
         };
         let decided = self.decided(job, &request);
         let tree = self.picture(job);
+        self.life.revive(0);
         let ran = snapshot::run(&self.volume, None, &request, &clock, &Silent);
         let outcome = ran.map_err(|e| format!("the snapshot failed: {}", failed(e)))?;
         self.calls = self.life.revive(i64::MAX);
@@ -415,8 +417,8 @@ impl World {
     /// A snapshot by a right clock, a change that no time shows, and another snapshot.
     fn racy(&mut self, job: usize, rng: &mut Rng) -> Held {
         let path = self.src().join("racy");
-        if path.is_dir() {
-            fs::remove_dir_all(&path).unwrap();
+        if path.symlink_metadata().is_ok_and(|meta| !meta.is_file()) {
+            change::clear(&path);
         }
         let bytes = 1 + change::length(rng);
         fs::write(&path, rng.content(bytes)).unwrap();
@@ -475,6 +477,7 @@ impl World {
                 self.trace.push(format!("  killed after {calls} calls, the last done: {last}: {ended}"));
             }
         }
+        self.count.killed += 1;
         let after = self.newest(job)?;
         if let Some((seq, run_id)) = after.filter(|after| before.as_ref() != Some(after)) {
             let log = catalog::read(&self.volume, &JOBS[job].parse().unwrap()).map_err(failed)?;
@@ -754,7 +757,7 @@ impl World {
         ran.map_err(|e| format!("{about}: {}", failed(e)))?;
         same(&(older.stream != newer.stream), &stream, &format!("{about}: the stream"))?;
         same(&false, &twice, &format!("{about}: a path told twice"))?;
-        for path in found.keys().filter(|path| !expected.contains_key(*path)) {
+        if let Some(path) = found.keys().find(|path| !expected.contains_key(*path)) {
             return Err(format!("{about}: {} is said to differ: {:?}", path.escape_ascii(), found[path]));
         }
         for (path, wording) in &expected {
