@@ -8,7 +8,7 @@
 //! | 8 | `main` | the process |
 //! | 7 | [`cli`] | one file a verb; the only floor that prints |
 //! | 6 | [`ops`] | one run book a verb |
-//! | 4 | [`engine`] | `write` (tree, stream, framer, chunk, pipeline, part, index), `read`, `catalog` |
+//! | 4 | [`engine`] | `write` (tree, stream, increment, delta, framer, chunk, pipeline, part, index), `read`, `catalog` |
 //! | 3 | [`volume`], [`source`] | where objects lie; what is read |
 //! | 2 | [`format`], [`plan`], [`config`] | bytes to values and back, pure; decisions, pure; what was typed and what it means |
 //! | 1 | [`model`], [`monitor`], [`clock`] | small values; how the library reports; the time |
@@ -20,6 +20,7 @@
 //! 2. [`ops::snapshot::run`] checks the volume and reads the job's log, once; [`plan::level`] chooses level and base.
 //! 3. [`source::walk`] tells entries in order; [`engine::write::tree`] writes each one's tar header and reads its bytes behind it,
 //!    straight into the frame of [`engine::write::framer`].
+//!    Of an increment, [`engine::write::increment`] holds each directory against the base and [`engine::write::delta`] each long content.
 //! 4. [`engine::write::pipeline`] hands full frames to workers that hash and compress them.
 //! 5. [`engine::write::part`] stores them in order as parts and tells [`engine::write::index`] where everything lies.
 //! 6. [`engine::catalog::commit()`] creates the record. From then on, and only from then on, the snapshot exists,
@@ -28,7 +29,8 @@
 //! # The life of a read
 //!
 //! 1. `cli` names a snapshot; [`engine::catalog::find`] reads its record.
-//! 2. [`engine::read::index`] opens the index: the tail first, then only the blocks that are needed.
+//! 2. [`engine::read::chain`] opens the indexes of its chain and reads them as one; [`engine::read::index`] opens one: the tail first,
+//!    then only the blocks that are needed.
 //! 3. [`engine::read::frame`] fetches a frame, checks its digest and decodes it.
 //! 4. [`engine::read::extract`] writes files below a target, [`engine::read::content`] gives bytes in order,
 //!    [`engine::read::check`] only checks.

@@ -288,7 +288,7 @@ pub struct ExpireArgs {
     /// Let the last usable chain of a job go, too
     #[arg(long)]
     pub allow_last: bool,
-    /// Let more than 20 % of a job's snapshots go at once, and runs that look whole but have no record
+    /// Let more than one, and more than 20 %, of a job's snapshots go at once, and runs that look whole but have no record
     #[arg(long)]
     pub yes: bool,
     /// This node's name in the record (default: the host's name)

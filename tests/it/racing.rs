@@ -261,3 +261,54 @@ fn runs_of_two_jobs_do_not_meet() {
     }
     assert_eq!(world.list(), ["a/1", "b/1", "c/1", "d/1"]);
 }
+
+/// Names come, go and move while increments are taken: every one of them is whole, and the first in a quiet tree is exact.
+#[test]
+fn names_that_come_and_go_under_increments() {
+    let world = World::new("inc-race");
+    for n in 0..40 {
+        fs::create_dir(world.src.join(format!("d{n:02}"))).unwrap();
+        for k in 0..20 {
+            fs::write(world.src.join(format!("d{n:02}/file-{k}")), format!("{n} {k}")).unwrap();
+        }
+    }
+    let snapshot = |level: u8| {
+        let options = format!("--level {level} --frame-size 4KiB --part-size 64KiB");
+        world.snapshot("race", &options).code_is(&[0, exit::INCOMPLETE]);
+    };
+    snapshot(0);
+    let stop = AtomicBool::new(false);
+    let race = || {
+        let mut rng = Rng::new(151);
+        while !stop.load(Ordering::Relaxed) {
+            let mut at = |k: u64| world.src.join(format!("d{:02}/file-{}", rng.below(40), rng.below(k)));
+            // What the other calls took away meanwhile is no matter.
+            let (from, to) = (at(25), at(25));
+            let _ = match from.as_os_str().len() + to.as_os_str().len() + rng.below(5) as usize {
+                n if n % 5 == 0 => fs::remove_file(&from),
+                n if n % 5 == 1 => fs::rename(&from, &to),
+                n if n % 5 == 2 => fs::hard_link(&from, &to),
+                n if n % 5 == 3 => fs::remove_file(&from).and_then(|()| fs::create_dir(&from)),
+                _ => fs::remove_dir(&from).or_else(|_| fs::write(&from, rng.content(6000))),
+            };
+        }
+    };
+    std::thread::scope(|scope| {
+        scope.spawn(race);
+        let rounds = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            for (round, level) in [1, 2, 3, 4, 1, 2, 5, 9, 1, 1].into_iter().enumerate() {
+                snapshot(level);
+                let (_, ran) = world.restore(&format!("race/{}", round + 2), &format!("out{round}"));
+                ran.code_is(&[0, exit::INCOMPLETE]);
+            }
+        }));
+        stop.store(true, Ordering::Relaxed);
+        rounds.unwrap_or_else(|cause| std::panic::resume_unwind(cause));
+    });
+    world.bk("verify --data").run().ok();
+    snapshot(2);
+    let (target, ran) = world.restore("race/latest", "last");
+    ran.ok();
+    let how = crate::roundtrip::exact();
+    crate::support::inventory::assert_same(&inventory(&world.src), &inventory(&target), &how, "the quiet tree");
+}

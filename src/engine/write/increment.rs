@@ -271,7 +271,7 @@ impl Base<'_> {
             && entry.rdev == now.rdev
             && is_visibly_same(entry, &now)
             && self.is_same_inode(entry, &now)
-            && (entry.is_dir() || !self.is_racy(old))
+            && !self.is_racy(old)
     }
 
     /// Whether the inode is the one it was, unchanged.

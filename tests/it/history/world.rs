@@ -588,7 +588,7 @@ impl World {
         }
         let model = &mut self.jobs[job];
         let mut due = model.due(clock.now().unwrap().as_second(), request.allow_last);
-        let refused = !request.yes && due.len() * 5 > model.live().count();
+        let refused = !request.yes && due.len() > 1 && due.len() * 5 > model.live().count();
         if refused {
             due.clear();
         }
