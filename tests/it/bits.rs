@@ -79,17 +79,22 @@ fn found(store: &MemoryStore) -> Option<String> {
     }
 }
 
+/// How many bytes of an object are flipped: all, but of a `RESTORE.txt` with a script in it, which is one digest, the first.
+fn flipped_len(key: &str, len: u64) -> u64 {
+    if key.ends_with("RESTORE.txt") { len.min(1024) } else { len }
+}
+
 fn every_bit(codec: Codec) {
     let (store, volume) = small_volume(codec);
     assert_eq!(found(&store), None);
     let objects = volume.store.list("").unwrap();
-    let total: u64 = objects.iter().map(|item| item.len).sum();
+    let total: u64 = objects.iter().map(|item| flipped_len(&item.key, item.len)).sum();
     assert!(total <= 16 << 10, "{total} bytes");
     assert!(objects.len() >= 11, "{} objects", objects.len());
     let mut flipped = 0u64;
     for item in objects {
         let good = volume.store.read(&item.key, u64::MAX - 1).unwrap();
-        for bit in 0..good.len() * 8 {
+        for bit in 0..flipped_len(&item.key, item.len) as usize * 8 {
             let mut bad = good.clone();
             bad[bit / 8] ^= 1 << (bit % 8);
             store.set(&item.key, bad);
