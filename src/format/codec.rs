@@ -96,25 +96,71 @@ impl<'de> serde::Deserialize<'de> for Codec {
 pub struct Encoder {
     codec: Codec,
     zstd: Option<CCtx<'static>>,
+    light: Option<Light>,
+}
+
+/// The quickest search for matches, where it does about as well as the one that was asked for: in tables of numbers and padding, such as
+/// the dump of a database. A short piece of a frame is tried both ways now and then.
+struct Light {
+    zstd: CCtx<'static>,
+    wins: bool,
+    /// Frames until the next trial.
+    wait: u32,
+    out: Vec<u8>,
+}
+
+/// Frames between two trials.
+const TRIAL_PERIOD: u32 = 16;
+/// How much of a frame is tried, bytes.
+const TRIAL_LEN: usize = 256 << 10;
+/// The quick search is taken when the piece comes to at most this much of the other one's, percent. A longer window favours the other: at 98, whole
+/// frames of a dump come out 0.8 % longer in two thirds of the time, and none of a source tree is taken.
+const LIGHT_PERCENT_MAX: usize = 98;
+
+fn compressor(level: i32) -> Result<CCtx<'static>> {
+    let mut ctx = CCtx::create();
+    for parameter in [CParameter::CompressionLevel(level), CParameter::ChecksumFlag(true)] {
+        ctx.set_parameter(parameter).map_err(zstd_error)?;
+    }
+    if level == 3 {
+        ctx.set_parameter(CParameter::HashLog(LEVEL_3_HASH_LOG)).map_err(zstd_error)?;
+    }
+    Ok(ctx)
+}
+
+impl Light {
+    /// Whether this frame is for the quick search; `asked` is the other one.
+    fn takes(&mut self, asked: &mut CCtx<'static>, plain: &[u8]) -> Result<bool> {
+        if self.wait > 0 || plain.len() < TRIAL_LEN {
+            self.wait = self.wait.saturating_sub(1);
+            return Ok(self.wins);
+        }
+        self.wait = TRIAL_PERIOD;
+        // From the middle: a frame may begin with a header.
+        let start = (plain.len() - TRIAL_LEN) / 2;
+        let piece = &plain[start..start + TRIAL_LEN];
+        let mut len = |ctx: &mut CCtx<'static>| {
+            self.out.clear();
+            self.out.reserve(zstd_safe::compress_bound(piece.len()));
+            ctx.compress2(&mut self.out, piece).map_err(zstd_error)
+        };
+        self.wins = len(&mut self.zstd)? * 100 <= len(asked)? * LIGHT_PERCENT_MAX;
+        Ok(self.wins)
+    }
 }
 
 impl Encoder {
     /// A coder for `codec`.
     pub fn new(codec: Codec) -> Result<Self> {
-        let zstd = match codec {
-            Codec::Zstd(level) => {
-                let mut ctx = CCtx::create();
-                for parameter in [CParameter::CompressionLevel(level), CParameter::ChecksumFlag(true)] {
-                    ctx.set_parameter(parameter).map_err(zstd_error)?;
-                }
-                if level == 3 {
-                    ctx.set_parameter(CParameter::HashLog(LEVEL_3_HASH_LOG)).map_err(zstd_error)?;
-                }
-                Some(ctx)
+        let (zstd, light) = match codec {
+            Codec::Zstd(level @ 2..) => {
+                let light = Light { zstd: compressor(1)?, wins: false, wait: 0, out: Vec::new() };
+                (Some(compressor(level)?), Some(light))
             }
-            _ => None,
+            Codec::Zstd(level) => (Some(compressor(level)?), None),
+            _ => (None, None),
         };
-        Ok(Self { codec, zstd })
+        Ok(Self { codec, zstd, light })
     }
 
     /// Compresses `plain` into `out` (cleared first) as one frame.
@@ -124,6 +170,11 @@ impl Encoder {
             (Codec::Zstd(_), _) if looks_incompressible(plain) => raw_zstd_frame(plain, out),
             (Codec::Zstd(_), Some(ctx)) => {
                 out.reserve(zstd_safe::compress_bound(plain.len()));
+                let is_light = match &mut self.light {
+                    Some(light) => light.takes(ctx, plain)?,
+                    None => false,
+                };
+                let ctx = self.light.as_mut().filter(|_| is_light).map_or(ctx, |light| &mut light.zstd);
                 ctx.compress2(out, plain).map_err(zstd_error)?;
             }
             (Codec::Bzip2(level), _) => bzip2_frame(level, plain, out)?,
