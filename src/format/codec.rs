@@ -318,6 +318,30 @@ mod tests {
     }
 
     #[test]
+    fn the_quick_search_is_for_dumps_and_not_for_text() {
+        let dump: Vec<u8> = (0..20_000u32)
+            .flat_map(|n| format!("{n}\t1\t{}\t{:84}\n", n.wrapping_mul(2_654_435_761) >> 19, "").into_bytes())
+            .collect();
+        let words = ["backup", "of", "clusters", "volume", "the", "snapshot", "and", "level", "tar", "index"];
+        let text: Vec<u8> = (0..200_000u64)
+            .flat_map(|n| {
+                let pick = (n.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 40) as usize;
+                [words[pick % 10].as_bytes(), if pick.is_multiple_of(7) { b".\n" } else { b" " }].concat()
+            })
+            .collect();
+        for (plain, wins) in [(dump, true), (text, false)] {
+            let mut encoder = Encoder::new(Codec::Zstd(3)).unwrap();
+            let (mut stored, mut out) = (Vec::new(), Vec::new());
+            for _ in 0..3 {
+                encoder.encode(&plain, &mut stored).unwrap();
+                assert_eq!(encoder.light.as_ref().unwrap().wins, wins);
+                Decoder::new().unwrap().decode(Codec::Zstd(3), &stored, plain.len(), &mut out).unwrap();
+                assert!(out == plain);
+            }
+        }
+    }
+
+    #[test]
     fn only_noise_is_taken_as_noise() {
         assert!(looks_incompressible(&noise(1 << 20)));
         let mut mixed = noise(1 << 20);
