@@ -10,7 +10,7 @@ use serde::Serialize;
 
 use super::{
     chain::{Chain, Located},
-    content::{self, Ordered, check_interrupted},
+    content::{self, Contents, Ordered, check_interrupted},
     frame::FrameReader,
     index::IndexReader,
 };
@@ -392,6 +392,7 @@ impl Check<'_> {
     /// Contents of an increment that lie elsewhere, or in several places.
     fn mapped(&mut self, chain: &Chain) -> Result<()> {
         let own = chain.runs().len() - 1;
+        let mut contents = Contents::new(chain.runs())?;
         for row in chain.last().rows() {
             let mut row = row?;
             row.run = own;
@@ -400,7 +401,7 @@ impl Check<'_> {
             }
             let checked = chain.locate(&row).and_then(|content| {
                 let content = content.ok_or_else(|| Error::integrity("it has no content"))?;
-                self.digest_is(chain, &content)
+                self.digest_is(&mut contents, &content)
             });
             self.checked.content_bytes += row.entry.stored_len;
             if let Err(e) = checked {
@@ -413,9 +414,9 @@ impl Check<'_> {
     }
 
     /// Reads a content and holds it against its digest.
-    fn digest_is(&self, chain: &Chain, content: &Located) -> Result<()> {
+    fn digest_is(&self, contents: &mut Contents<'_>, content: &Located) -> Result<()> {
         let mut hasher = blake3::Hasher::new();
-        content::each_source(chain.runs(), &content.sources, self.threads, self.monitor, |bytes| {
+        contents.each(&content.sources, self.threads, self.monitor, |bytes| {
             hasher.update(bytes);
             Ok(())
         })?;
@@ -431,7 +432,7 @@ impl Check<'_> {
                 if extent.len != stream.content_bytes || extent.digest != stream.digest {
                     return Err(Error::integrity("index and record do not agree"));
                 }
-                self.digest_is(chain, &chain.locate_stream(number)?)?;
+                self.digest_is(&mut Contents::new(chain.runs())?, &chain.locate_stream(number)?)?;
                 if stream.places.is_none() && index.frames_from(number, extent.len)?.next().is_some() {
                     return Err(Error::integrity("more is stored than its length"));
                 }

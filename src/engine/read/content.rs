@@ -176,6 +176,49 @@ pub fn each_source(
     })
 }
 
+/// Reads many short contents one after another. The last frame of each snapshot stays at hand, so contents that come in the order
+/// they lie in cost one decoding a frame, not one each.
+pub struct Contents<'a> {
+    runs: &'a [IndexReader],
+    frames: FrameReader,
+    held: Held,
+}
+
+impl<'a> Contents<'a> {
+    /// Of the snapshots `runs`; nothing is at hand.
+    pub fn new(runs: &'a [IndexReader]) -> Result<Self> {
+        Ok(Self { runs, frames: FrameReader::new()?, held: Held::new(runs.len()) })
+    }
+
+    /// Hands the bytes of `sources`, one after another, to `sink`; long ones are decoded by `threads` threads.
+    pub fn each(
+        &mut self,
+        sources: &[Source],
+        threads: usize,
+        monitor: &dyn Monitor,
+        mut sink: impl FnMut(&[u8]) -> Result<()>,
+    ) -> Result<()> {
+        let [source] = *sources else { return each_source(self.runs, sources, threads, monitor, sink) };
+        let index = self.runs.get(source.run).ok_or_else(|| Error::integrity("a source outside its chain"))?;
+        let held = &mut self.held.0[source.run];
+        let holds = |frame: &Frame| {
+            frame.stream == source.stream && frame.offset <= source.offset && source.offset < frame.end()
+        };
+        if !held.as_ref().is_some_and(|(frame, _)| holds(frame)) {
+            let frame = index.frame_at(source.stream, source.offset)?;
+            let mut plain = held.take().map(|(_, plain)| plain).unwrap_or_default();
+            self.frames.read(index, &frame, &mut plain)?;
+            *held = Some((frame, plain));
+        }
+        let Some((frame, plain)) = held.as_ref().filter(|(frame, _)| source.end() <= frame.end()) else {
+            return each_source(self.runs, sources, threads, monitor, sink);
+        };
+        let at = |offset: u64| usize::try_from(offset - frame.offset).unwrap_or(usize::MAX);
+        let bytes = plain.get(at(source.offset)..at(source.end()));
+        sink(bytes.ok_or_else(|| Error::integrity("a frame is shorter than its index says"))?)
+    }
+}
+
 /// The frame at hand of each snapshot of a chain.
 struct Held(Vec<Option<(Frame, Vec<u8>)>>);
 

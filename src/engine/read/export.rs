@@ -2,7 +2,11 @@
 
 use std::{collections::VecDeque, io::Write};
 
-use super::{chain::Chain, content, index::Row};
+use super::{
+    chain::Chain,
+    content::{self, Contents},
+    index::Row,
+};
 use crate::{
     error::{Error, Result},
     format::tar::{BLOCK_LEN, END_LEN, padded, write},
@@ -51,7 +55,9 @@ pub fn write_tree(chain: &Chain, threads: usize, monitor: &dyn Monitor, out: &mu
     if chain.runs().len() == 1 {
         return write_stored(chain, threads, monitor, out);
     }
-    let mut tree = Tree { chain, threads, monitor, out, open: vec![(Vec::new(), VecDeque::new())], done: 0 };
+    let contents = Contents::new(chain.runs())?;
+    let open = vec![(Vec::new(), VecDeque::new())];
+    let mut tree = Tree { chain, contents, threads, monitor, out, open, done: 0 };
     for row in chain.rows() {
         content::check_interrupted(monitor)?;
         tree.row(&row?)?;
@@ -85,6 +91,7 @@ fn write_stored(chain: &Chain, threads: usize, monitor: &dyn Monitor, out: &mut 
 /// A tar made anew from rows in the order of the index: a directory's member comes when it is entered, as in a level 0.
 struct Tree<'a> {
     chain: &'a Chain,
+    contents: Contents<'a>,
     threads: usize,
     monitor: &'a dyn Monitor,
     out: &'a mut dyn Write,
@@ -146,7 +153,7 @@ impl Tree<'_> {
         self.header(entry)?;
         let Some(content) = self.chain.locate(row)? else { return Ok(()) };
         let (out, monitor) = (&mut *self.out, self.monitor);
-        content::each_source(self.chain.runs(), &content.sources, self.threads, monitor, |bytes| {
+        self.contents.each(&content.sources, self.threads, monitor, |bytes| {
             out.write_all(bytes).map_err(output)?;
             monitor.advance(0, bytes.len() as u64, b"");
             Ok(())
