@@ -23,7 +23,7 @@ pub fn run(context: &Context<'_>, args: &SnapshotArgs) -> Result<Ended> {
         return show_plan(context, &request, &planned);
     }
     let progress = context.progress("snapshot");
-    let outcome = snapshot::run(&volume, Some(&local), &request, &System, &progress)?;
+    let outcome = snapshot::run(&volume, local.as_ref(), &request, &System, &progress)?;
     let seconds = progress.elapsed().as_secs_f64();
     drop(progress);
     if context.out.is_json() {

@@ -35,6 +35,7 @@ mod power;
 mod racing;
 mod reference;
 mod roundtrip;
+mod s3;
 mod space;
 mod streams;
 mod support;
