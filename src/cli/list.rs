@@ -1,13 +1,7 @@
 //! `bk list`
 
 use super::{Context, Ended};
-use crate::{
-    clock::System,
-    config::typed::ListArgs,
-    error::Result,
-    model::units::show_size,
-    ops::list,
-};
+use crate::{clock::System, config::typed::ListArgs, error::Result, model::units::show_size, ops::list};
 
 pub fn run(context: &Context<'_>, args: &ListArgs) -> Result<Ended> {
     let job = args.job.as_ref().map(|job| job.parse()).transpose()?;

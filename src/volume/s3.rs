@@ -226,24 +226,30 @@ impl Inner {
     /// A whole object of at most `len_max` bytes; `None` when it is longer.
     async fn whole(&self, path: &Path, len_max: u64) -> Result<Option<Vec<u8>>, Failure> {
         let get = || async {
-            let found = self.client.get(path).await?;
+            let found = once(&self.limits, 0, self.client.get(path)).await?;
             let size = found.meta.size;
             if size > len_max {
                 return Ok(None);
             }
-            let mut bytes = Vec::new();
-            let mut chunks = found.into_stream();
-            while let Some(chunk) = chunks.try_next().await? {
-                if (bytes.len() + chunk.len()) as u64 > size {
-                    return Err(Failure::broken("more bytes came than were asked for"));
+            let body = async {
+                let (mut chunks, mut bytes) = (found.into_stream(), Vec::new());
+                while let Some(chunk) = chunks.try_next().await? {
+                    if (bytes.len() + chunk.len()) as u64 > size {
+                        return Err(Failure::broken("more bytes came than it has"));
+                    }
+                    bytes.extend_from_slice(&chunk);
                 }
-                bytes.extend_from_slice(&chunk);
+                Ok(bytes)
+            };
+            let time = self.limits.attempt(size);
+            let bytes = tokio::time::timeout(time, body).await.unwrap_or_else(|_| Err(Failure::timeout(time)))?;
+            if bytes.len() as u64 == size {
+                Ok(Some(bytes))
+            } else {
+                Err(Failure::broken("fewer bytes came than it has"))
             }
-            if bytes.len() as u64 == size { Ok(Some(bytes)) } else { Err(Failure::broken("fewer bytes came than it has")) }
         };
-        let time = self.limits.attempt(len_max.min(COMPARE_LEN));
-        let timed = || async { tokio::time::timeout(time, get()).await.unwrap_or_else(|_| Err(Failure::timeout(time))) };
-        until_done(&self.limits, 0, timed).await
+        until_done(&self.limits, 0, get).await
     }
 
     async fn list(&self, prefix: &str) -> Result<Vec<Item>> {

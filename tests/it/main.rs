@@ -36,6 +36,7 @@ mod racing;
 mod reference;
 mod roundtrip;
 mod s3;
+mod s3_faults;
 mod space;
 mod streams;
 mod support;

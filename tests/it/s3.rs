@@ -74,7 +74,7 @@ fn behaviours(world: &World) {
     world.bk("snapshot --job run --small").run().code_is(&[exit::USAGE]);
     world.bk("snapshot --job run").words(OPTIONS).small().words("-- printf hello").run().ok();
     assert!(world.bk("cat run/1 --stream run").run().ok().stdout == b"hello");
-    world.bk("snapshot --job run").words(OPTIONS).small().words("-- false").run().code_is(&[7]);
+    world.bk("snapshot --job run").words(OPTIONS).small().words("-- false").run().code_is(&[exit::ERROR]);
     assert_eq!(world.list().len(), 5);
     world.bk("verify").run().ok();
     world.bk("verify --data").run().ok();
@@ -84,7 +84,7 @@ fn behaviours(world: &World) {
         world.bk("expire --set").words(name).arg("2001-01-01T00:00:00Z").run().ok();
     }
     world.bk("hold in/1 --comment audit").run().ok();
-    world.bk("expire --dry-run").run().ok();
+    world.bk("expire --dry-run --yes").run().ok();
     assert_eq!(world.list().len(), 5);
     let ran = world.bk("expire --yes --json").run().ok();
     let result = ran.json().pop().unwrap();
@@ -105,7 +105,8 @@ fn all_of_it_on_a_server_over_files() {
     behaviours(&world);
     // What lies there is a volume as in a directory, to the byte.
     Bk::new("verify --data --volume").arg(&world.volume).run().ok();
-    let left: Vec<String> = fs::read_dir(&world.volume).unwrap().map(|e| crate::support::name_of(&e.unwrap().path())).collect();
+    let left: Vec<String> =
+        fs::read_dir(&world.volume).unwrap().map(|e| crate::support::name_of(&e.unwrap().path())).collect();
     let probes: Vec<&String> = left.iter().filter(|name| name.starts_with("bk-probe")).collect();
     for probe in probes {
         assert!(crate::support::files_below(&world.volume.join(probe)).is_empty(), "{left:?}");

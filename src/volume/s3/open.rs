@@ -103,7 +103,8 @@ fn certificates(access: &Access) -> Result<Vec<Certificate>> {
     let shown = path.display();
     let pem = std::fs::read(path)
         .map_err(|e| Error::io(format!("cannot read the certificates in {shown}"), e).with_kind(Kind::Usage))?;
-    let found = Certificate::from_pem_bundle(&pem).map_err(|e| Error::usage(format!("no certificates in {shown}: {e}")))?;
+    let found =
+        Certificate::from_pem_bundle(&pem).map_err(|e| Error::usage(format!("no certificates in {shown}: {e}")))?;
     if found.is_empty() {
         return Err(Error::usage(format!("there is no certificate in {shown}")));
     }

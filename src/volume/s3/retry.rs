@@ -166,7 +166,11 @@ fn refusal(refused: &Refused) -> Failure {
         }
         (301 | 307 | 308, _) => (Fault::Final, Some("is it the bucket's region? --region NAME")),
         (501, _) => (Fault::Final, Some("the store cannot do what bk needs: see docs/s3.md")),
-        (408 | 425 | 429, _) | (_, "RequestTimeout" | "SlowDown") => (Fault::Again, None),
+        // What came there was not what was sent.
+        (_, "BadDigest" | "InvalidDigest" | "XAmzContentSHA256Mismatch" | "XAmzContentChecksumMismatch") => {
+            (Fault::Again, None)
+        }
+        (408 | 425 | 429, _) | (_, "RequestTimeout" | "SlowDown" | "IncompleteBody") => (Fault::Again, None),
         (400..=499, _) => (Fault::Final, None),
         _ => (Fault::Again, None),
     };
@@ -205,11 +209,7 @@ pub(super) async fn pause(
 }
 
 /// Tries until it is done or failed for good. Only for what may be done twice: reads, lists, deletes.
-pub(super) async fn until_done<T, F>(
-    limits: &Limits,
-    len: u64,
-    mut request: impl FnMut() -> F,
-) -> Result<T, Failure>
+pub(super) async fn until_done<T, F>(limits: &Limits, len: u64, mut request: impl FnMut() -> F) -> Result<T, Failure>
 where
     F: Future<Output = Result<T, Failure>>,
 {

@@ -245,7 +245,8 @@ mod tests {
 
     #[test]
     fn a_page_that_contradicts_itself() {
-        let page = |inner: &str| check_page(format!("<ListBucketResult>{inner}</ListBucketResult>\n").as_bytes()).is_ok();
+        let page =
+            |inner: &str| check_page(format!("<ListBucketResult>{inner}</ListBucketResult>\n").as_bytes()).is_ok();
         assert!(page("<IsTruncated>false</IsTruncated>"));
         assert!(page("<IsTruncated>false</IsTruncated><KeyCount>1</KeyCount><Contents></Contents>"));
         assert!(page("<IsTruncated>true</IsTruncated><NextContinuationToken>x</NextContinuationToken>"));

@@ -5,6 +5,7 @@
 //! below `volume` all the same.
 
 pub mod inventory;
+pub mod proxy;
 pub mod rng;
 pub mod s3;
 pub mod tools;

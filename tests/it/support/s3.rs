@@ -40,8 +40,7 @@ impl Server {
         let mut builder = s3s::service::S3ServiceBuilder::new(s3s_fs::FileSystem::new(root).unwrap());
         builder.set_auth(s3s::auth::SimpleAuth::from_single(KEY_ID, SECRET));
         let service = builder.build();
-        let runtime =
-            tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         let listener = runtime.block_on(tokio::net::TcpListener::bind("127.0.0.1:0")).unwrap();
         let endpoint = format!("http://{}", listener.local_addr().unwrap());
         runtime.spawn(async move {
@@ -86,14 +85,8 @@ impl Server {
         let mut port = String::new();
         BufReader::new(child.stdout.take().unwrap()).read_line(&mut port).unwrap();
         let endpoint = format!("http://127.0.0.1:{}", port.trim());
-        let mut server = Self {
-            endpoint,
-            bucket: BUCKET.to_owned(),
-            dir: None,
-            is_given: false,
-            runtime: None,
-            child: Some(child),
-        };
+        let mut server =
+            Self { endpoint, bucket: BUCKET.to_owned(), dir: None, is_given: false, runtime: None, child: Some(child) };
         if port.trim().is_empty() {
             server.child.take().unwrap().wait().unwrap();
             skip(test, "moto does not start");
