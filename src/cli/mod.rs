@@ -23,7 +23,7 @@ use crate::{
         typed::{Cli, Command, Global},
     },
     error::Result,
-    model::place::Place,
+    model::place::{Access, Place},
     volume::{Volume, local::LocalStore},
 };
 use output::Output;
@@ -83,6 +83,12 @@ impl Context<'_> {
 
     fn volume_at(&self, place: &Place) -> Result<Volume> {
         crate::volume::open(place, &meaning::access(self.global))
+    }
+
+    /// The volume with nothing remembered of it: what is checked is what lies there.
+    fn volume_itself(&self) -> Result<Volume> {
+        let access = Access { no_cache: true, ..meaning::access(self.global) };
+        crate::volume::open(&meaning::volume(self.global)?, &access)
     }
 
     /// The volume's directory, when it is one.

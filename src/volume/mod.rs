@@ -2,6 +2,7 @@
 //!
 //! Objects are created whole and once, never changed. A create that returns has made the object durable.
 
+mod cache;
 pub mod local;
 pub mod memory;
 mod open;

@@ -2,7 +2,7 @@
 
 use std::{path::Path, sync::Arc};
 
-use super::{Created, Store, local::LocalStore, probe, s3::S3Store};
+use super::{Created, Store, cache::Cached, local::LocalStore, probe, s3::S3Store};
 use crate::{
     error::{Error, Kind, Result},
     format::{
@@ -44,7 +44,11 @@ pub fn open(place: &Place, access: &Access) -> Result<Volume> {
         Place::Dir(path) => open_local(path),
         Place::S3(bucket) => {
             let store = S3Store::open(bucket, access)?;
-            open_on(Arc::new(store), bucket.to_string()).map_err(unreachable)
+            let mut volume = open_on(Arc::new(store), bucket.to_string()).map_err(unreachable)?;
+            if !access.no_cache {
+                volume.store = Cached::over(volume.store, volume.file.id.as_str());
+            }
+            Ok(volume)
         }
     }
 }

@@ -8,7 +8,7 @@ use std::{fmt, future::Future, time::Duration};
 use object_store::client::HttpError;
 use tokio::time::Instant;
 
-use super::wire::{Broken, Refused};
+use super::wire::{Broken, NoCredentials, Refused};
 use crate::error::{Error, Kind};
 
 /// How long and how often.
@@ -116,6 +116,10 @@ impl From<object_store::Error> for Failure {
         while let Some(at) = source {
             if let Some(refused) = at.downcast_ref::<Refused>() {
                 return refusal(refused);
+            }
+            if let Some(none) = at.downcast_ref::<NoCredentials>() {
+                let hint = Some("AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY are one way of several: see docs/s3.md");
+                return Self { fault: Fault::Final, text: none.to_string(), status: None, hint };
             }
             if let Some(broken) = at.downcast_ref::<Broken>() {
                 return Self::broken(broken.0);

@@ -31,8 +31,9 @@ const REFUSAL_LEN_MAX: usize = 64 << 10;
 const PAGE_LEN_MAX: usize = 16 << 20;
 /// Longest server's message that is shown.
 const MESSAGE_LEN_MAX: usize = 300;
-/// Longest wait for a connection.
-const CONNECT_TIME_MAX: Duration = Duration::from_secs(10);
+/// Credentials are asked for this often: without them nothing else can be asked.
+const CREDENTIALS_TRY_COUNT: u32 = 3;
+const CREDENTIALS_PAUSE: Duration = Duration::from_millis(200);
 
 /// An answer that is not a success.
 #[derive(Debug)]
@@ -69,6 +70,18 @@ impl fmt::Display for Broken {
 }
 
 impl std::error::Error for Broken {}
+
+/// Nobody gives credentials.
+#[derive(Debug)]
+pub(super) struct NoCredentials(String);
+
+impl fmt::Display for NoCredentials {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "no credentials: {}", self.0)
+    }
+}
+
+impl std::error::Error for NoCredentials {}
 
 /// Counts of requests so far.
 #[derive(Debug, Default)]
@@ -111,6 +124,10 @@ enum What {
 
 impl What {
     fn of(request: &HttpRequest) -> Self {
+        // All that is asked of the store is signed; what is asked of others is for credentials.
+        if !request.headers().contains_key("x-amz-content-sha256") {
+            return Self::Other;
+        }
         let query = request.uri().query().unwrap_or_default();
         let asks = |name: &str| query.split('&').any(|pair| pair.split('=').next() == Some(name));
         match request.method().as_str() {
@@ -136,7 +153,7 @@ pub(super) struct Connector {
 impl HttpConnector for Connector {
     fn connect(&self, options: &ClientOptions) -> object_store::Result<HttpClient> {
         // How long a request may take depends on its size, which only its caller knows.
-        let mut options = options.clone().with_timeout_disabled().with_connect_timeout(CONNECT_TIME_MAX);
+        let mut options = options.clone().with_timeout_disabled();
         if !self.is_tls {
             // Reading the system's certificates takes time, and fails where there are none.
             options = options.with_no_system_certificates(true);
@@ -169,6 +186,9 @@ impl HttpService for Wire {
         };
         count.fetch_add(1, Ordering::Relaxed);
         self.counts.sent_bytes.fetch_add(request.body().content_length() as u64, Ordering::Relaxed);
+        if what == What::Other {
+            return self.credentials(request).await;
+        }
         let response = self.client.execute(request).await?;
         if !response.status().is_success() {
             return Err(refused(response).await);
@@ -184,6 +204,25 @@ impl HttpService for Wire {
         self.counts.received_bytes.fetch_add(page.len() as u64, Ordering::Relaxed);
         check_page(&page).map_err(|broken| HttpError::new(HttpErrorKind::Decode, broken))?;
         Ok(HttpResponse::from_parts(parts, page.into()))
+    }
+}
+
+impl Wire {
+    async fn credentials(&self, request: HttpRequest) -> Result<HttpResponse, HttpError> {
+        for tries in 1.. {
+            let failed = match self.client.execute(request.clone()).await {
+                Ok(response) if response.status().is_success() => return Ok(response),
+                Ok(response) => format!("the server says {}", response.status().as_u16()),
+                Err(e) => e.to_string(),
+            };
+            if tries == CREDENTIALS_TRY_COUNT {
+                let host = request.uri().host().unwrap_or_default();
+                let failed = NoCredentials(format!("{host}: {failed}"));
+                return Err(HttpError::new(HttpErrorKind::Unknown, failed));
+            }
+            tokio::time::sleep(CREDENTIALS_PAUSE).await;
+        }
+        Err(HttpError::new(HttpErrorKind::Unknown, NoCredentials("asked too often".to_owned())))
     }
 }
 

@@ -96,6 +96,11 @@ impl Bk {
         self
     }
 
+    pub fn without(mut self, name: &str) -> Self {
+        self.command.env_remove(name);
+        self
+    }
+
     /// Lets frames go down to 4 KiB and parts to 64 KiB.
     pub fn small(self) -> Self {
         self.env("BK_TEST_SMALL", "1")
