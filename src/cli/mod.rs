@@ -77,6 +77,7 @@ struct Context<'a> {
 }
 
 impl Context<'_> {
+    /// The volume as a reader wants it: records it has seen before are not fetched again.
     fn volume(&self) -> Result<Volume> {
         self.volume_at(&meaning::volume(self.global)?)
     }
@@ -85,7 +86,7 @@ impl Context<'_> {
         crate::volume::open(place, &meaning::access(self.global))
     }
 
-    /// The volume with nothing remembered of it: what is checked is what lies there.
+    /// The volume with nothing remembered of it: what is checked, added to or deleted from is what lies there.
     fn volume_itself(&self) -> Result<Volume> {
         let access = Access { no_cache: true, ..meaning::access(self.global) };
         crate::volume::open(&meaning::volume(self.global)?, &access)

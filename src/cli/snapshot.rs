@@ -17,7 +17,7 @@ use crate::{
 
 pub fn run(context: &Context<'_>, args: &SnapshotArgs) -> Result<Ended> {
     let request = request(context, args)?;
-    let (volume, local) = (context.volume()?, context.local()?);
+    let (volume, local) = (context.volume_itself()?, context.local()?);
     if args.dry_run {
         let planned = snapshot::plan(&volume, &request, &System)?;
         return show_plan(context, &request, &planned);

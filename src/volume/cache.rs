@@ -3,7 +3,7 @@
 //! A record is created once and never changed, so a copy cannot be stale; whether it is still there is told by the
 //! listing, which always comes from the store. A copy carries the digest of its key and bytes, checked when it is read:
 //! one that is damaged is none. Nothing here is needed: all of it may be deleted at any time, and a cache that cannot be
-//! used is not used, without a word. What is checked by `bk verify` never comes from here.
+//! used is not used, without a word. Only readers use it: what is verified, and what a run or an expiry decides by, never comes from here.
 
 use std::{
     fs::{self, DirBuilder, OpenOptions},

@@ -174,6 +174,8 @@ fn a_warm_list_asks_only_for_what_is_new() {
     fs::write(&record, bytes).unwrap();
     assert_eq!(gets(""), 0);
     world.bk("verify").run().code_is(&[exit::INTEGRITY]);
+    // Nor does an expiry, which deletes.
+    world.bk("expire --yes").run().code_is(&[exit::INTEGRITY]);
 }
 
 #[test]

@@ -47,6 +47,8 @@ impl Server {
             let one_put = Arc::new(tokio::sync::Mutex::new(()));
             loop {
                 let Ok((socket, _)) = listener.accept().await else { return };
+                // Else each answer waits for the acknowledgement of its first half.
+                let _ = socket.set_nodelay(true);
                 let (service, one_put) = (service.clone(), Arc::clone(&one_put));
                 let handle = service_fn(move |request: hyper::Request<hyper::body::Incoming>| {
                     let (service, one_put) = (service.clone(), Arc::clone(&one_put));
