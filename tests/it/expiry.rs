@@ -243,7 +243,7 @@ fn what_no_record_names_is_swept() {
     fs::create_dir_all(&first).unwrap();
     fs::write(first.join("index-00000.bki"), "half").unwrap();
     world.bk("expire").run().ok();
-    assert!(files_below(&first).is_empty());
+    assert!(!first.exists() || world.server.is_some() && files_below(&first).is_empty());
     world.bk("verify --data").run().ok();
     world.bk("expire none").run().code_is(&[exit::USAGE]).says("no job none");
 }
