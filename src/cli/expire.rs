@@ -25,7 +25,7 @@ const DELETE_THREADS: usize = 8;
 pub fn run(context: &Context<'_>, args: &ExpireArgs) -> Result<Ended> {
     if let Some([snapshot, at]) = args.set.as_deref() {
         let node = meaning::node(args.node.as_ref());
-        let outcome = keep::set(&context.volume()?, &snapshot.parse()?, when(at)?, &node, &System)?;
+        let outcome = keep::set(&context.volume_itself()?, &snapshot.parse()?, when(at)?, &node, &System)?;
         return recorded(context, &outcome);
     }
     let request = Request {
@@ -37,7 +37,7 @@ pub fn run(context: &Context<'_>, args: &ExpireArgs) -> Result<Ended> {
         sweep_grace: args.sweep_grace.unwrap_or(SWEEP_GRACE_SECONDS),
         threads: DELETE_THREADS,
     };
-    let (volume, progress) = (context.volume()?, context.progress("expire"));
+    let (volume, progress) = (context.volume_itself()?, context.progress("expire"));
     let mut outcome = expire::run(&volume, &request, &System, &progress)?;
     drop(progress);
     let out = context.out;
@@ -104,12 +104,12 @@ fn summary(outcome: &Outcome, dry_run: bool) -> String {
 
 pub fn hold(context: &Context<'_>, args: &HoldArgs) -> Result<Ended> {
     let (name, node) = (args.snapshot.parse()?, meaning::node(args.node.as_ref()));
-    recorded(context, &keep::hold(&context.volume()?, &name, args.comment.as_deref(), &node, &System)?)
+    recorded(context, &keep::hold(&context.volume_itself()?, &name, args.comment.as_deref(), &node, &System)?)
 }
 
 pub fn release(context: &Context<'_>, args: &ReleaseArgs) -> Result<Ended> {
     let (name, node) = (args.snapshot.parse()?, meaning::node(args.node.as_ref()));
-    recorded(context, &keep::release(&context.volume()?, &name, &node, &System)?)
+    recorded(context, &keep::release(&context.volume_itself()?, &name, &node, &System)?)
 }
 
 fn recorded(context: &Context<'_>, outcome: &keep::Outcome) -> Result<Ended> {

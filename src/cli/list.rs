@@ -1,16 +1,7 @@
-//! `bk list`, `bk volume create`, `bk volume info`
-
-use std::path::Path;
+//! `bk list`
 
 use super::{Context, Ended};
-use crate::{
-    clock::{Clock, System},
-    config::typed::ListArgs,
-    error::{Error, Result},
-    model::units::show_size,
-    ops::list,
-    volume::{create_local, open_local},
-};
+use crate::{clock::System, config::typed::ListArgs, error::Result, model::units::show_size, ops::list};
 
 pub fn run(context: &Context<'_>, args: &ListArgs) -> Result<Ended> {
     let job = args.job.as_ref().map(|job| job.parse()).transpose()?;
@@ -76,40 +67,4 @@ fn table<const N: usize>(rows: &[[String; N]], right: &[usize]) -> Vec<String> {
         cells.collect::<Vec<_>>().join("  ").trim_end().to_owned()
     };
     rows.iter().map(line).collect()
-}
-
-pub fn create(context: &Context<'_>, dir: &Path) -> Result<Ended> {
-    let volume = create_local(dir, System.now()?)?;
-    if context.out.is_json() {
-        context.out.object("result", &list::info(&volume, &System)?)?;
-    } else {
-        context.out.say(&format!("volume {} made in {}", volume.file.id.as_str(), volume.shown));
-    }
-    Ok(Ended::Done)
-}
-
-pub fn info(context: &Context<'_>, dir: Option<&Path>) -> Result<Ended> {
-    let volume = match dir {
-        Some(dir) => open_local(dir)?,
-        None => context.volume()?,
-    };
-    let info = list::info(&volume, &System)?;
-    if context.out.is_json() {
-        context.out.object("result", &info)?;
-        return Ok(Ended::Done);
-    }
-    let free = info.free_bytes.map_or_else(|| "not known".to_owned(), show_size);
-    for (name, value) in [
-        ("volume", info.volume),
-        ("id", info.id),
-        ("format", info.format_version.to_string()),
-        ("created", info.created_at.to_string()),
-        ("jobs", info.jobs.to_string()),
-        ("snapshots", info.snapshots.to_string()),
-        ("stored", show_size(info.stored_bytes)),
-        ("free", free),
-    ] {
-        context.out.line(&format!("{name:<10} {value}"))?;
-    }
-    Ok::<_, Error>(Ended::Done)
 }

@@ -11,6 +11,7 @@ mod restore;
 mod shell;
 mod signals;
 mod snapshot;
+mod volume;
 
 use std::process::ExitCode;
 
@@ -19,10 +20,11 @@ use clap::Parser;
 use crate::{
     config::{
         meaning,
-        typed::{Cli, Command, Global, VolumeCommand},
+        typed::{Cli, Command, Global},
     },
     error::Result,
-    volume::{Volume, local::LocalStore, open_local},
+    model::place::{Access, Place},
+    volume::{Volume, local::LocalStore},
 };
 use output::Output;
 
@@ -61,8 +63,7 @@ fn run(cli: &Cli, out: &Output, signals: &signals::Signals) -> Result<Ended> {
         Command::Hold(args) => expire::hold(&context, args),
         Command::Release(args) => expire::release(&context, args),
         Command::Why(args) => expire::why(&context, args),
-        Command::Volume(VolumeCommand::Create { dir }) => list::create(&context, dir),
-        Command::Volume(VolumeCommand::Info { dir }) => list::info(&context, dir.as_deref()),
+        Command::Volume(command) => volume::run(&context, command),
         Command::Completions { shell } => shell::completions(*shell),
         Command::Man { dir } => shell::man(dir),
     }
@@ -76,12 +77,27 @@ struct Context<'a> {
 }
 
 impl Context<'_> {
+    /// The volume as a reader wants it: records it has seen before are not fetched again.
     fn volume(&self) -> Result<Volume> {
-        open_local(&meaning::volume(self.global)?)
+        self.volume_at(&meaning::volume(self.global)?)
     }
 
-    fn local(&self) -> Result<LocalStore> {
-        LocalStore::open(&meaning::volume(self.global)?)
+    fn volume_at(&self, place: &Place) -> Result<Volume> {
+        crate::volume::open(place, &meaning::access(self.global))
+    }
+
+    /// The volume with nothing remembered of it: what is checked, added to or deleted from is what lies there.
+    fn volume_itself(&self) -> Result<Volume> {
+        let access = Access { no_cache: true, ..meaning::access(self.global) };
+        crate::volume::open(&meaning::volume(self.global)?, &access)
+    }
+
+    /// The volume's directory, when it is one.
+    fn local(&self) -> Result<Option<LocalStore>> {
+        match meaning::volume(self.global)? {
+            Place::Dir(path) => LocalStore::open(&path).map(Some),
+            Place::S3(_) => Ok(None),
+        }
     }
 
     fn progress(&self, verb: &'static str) -> progress::Progress<'_> {

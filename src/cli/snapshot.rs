@@ -17,13 +17,13 @@ use crate::{
 
 pub fn run(context: &Context<'_>, args: &SnapshotArgs) -> Result<Ended> {
     let request = request(context, args)?;
-    let (volume, local) = (context.volume()?, context.local()?);
+    let (volume, local) = (context.volume_itself()?, context.local()?);
     if args.dry_run {
         let planned = snapshot::plan(&volume, &request, &System)?;
         return show_plan(context, &request, &planned);
     }
     let progress = context.progress("snapshot");
-    let outcome = snapshot::run(&volume, Some(&local), &request, &System, &progress)?;
+    let outcome = snapshot::run(&volume, local.as_ref(), &request, &System, &progress)?;
     let seconds = progress.elapsed().as_secs_f64();
     drop(progress);
     if context.out.is_json() {

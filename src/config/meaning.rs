@@ -1,12 +1,14 @@
 //! What it means: typed text checked and turned into values.
 
-use std::path::PathBuf;
-
 use super::typed::{Global, SnapshotArgs};
 use crate::{
     error::{Error, Result},
     format::codec::{Codec, FRAME_LEN_MAX, FRAME_LEN_MIN},
-    model::{ids::Name, units::parse_size},
+    model::{
+        ids::Name,
+        place::{Access, Place},
+        units::parse_size,
+    },
 };
 
 /// Parts are at least and at most this long, stored bytes.
@@ -29,19 +31,24 @@ pub struct Storing {
     pub part_len: u64,
 }
 
-/// The volume's directory.
-pub fn volume(global: &Global) -> Result<PathBuf> {
+/// Where the volume is.
+pub fn volume(global: &Global) -> Result<Place> {
     let typed = global.volume.clone().filter(|path| !path.as_os_str().is_empty());
-    let path = typed.ok_or_else(|| {
+    let typed = typed.ok_or_else(|| {
         Error::usage("no volume is named").with_hint("--volume DIR, or BK_VOLUME=DIR in the environment")
     })?;
-    if let Some(rest) = path.to_str().and_then(|text| text.strip_prefix("file://")) {
-        return Ok(PathBuf::from(rest));
+    Place::parse(typed)
+}
+
+/// How an S3 volume is reached.
+pub fn access(global: &Global) -> Access {
+    Access {
+        endpoint: global.endpoint.clone().filter(|text| !text.is_empty()),
+        region: global.region.clone().filter(|text| !text.is_empty()),
+        path_style: global.path_style,
+        ca_file: global.ca_file.clone().filter(|path| !path.as_os_str().is_empty()),
+        no_cache: global.no_cache,
     }
-    if path.to_str().is_some_and(|text| text.starts_with("s3://")) {
-        return Err(Error::usage("this bk knows only volumes in local directories"));
-    }
-    Ok(path)
 }
 
 /// Worker threads: as asked, or one for each processor.

@@ -24,9 +24,24 @@ pub struct Cli {
 /// Options of every command.
 #[derive(Clone, Debug, Args)]
 pub struct Global {
-    /// The volume: a directory made by `bk volume create`
-    #[arg(long, global = true, env = "BK_VOLUME", value_name = "DIR", hide_env_values = true)]
+    /// The volume: a directory or s3://BUCKET/PREFIX, made by `bk volume create`
+    #[arg(long, global = true, env = "BK_VOLUME", value_name = "DIR|URL", hide_env_values = true)]
     pub volume: Option<PathBuf>,
+    /// S3: URL of the server (default: AWS_ENDPOINT_URL, or Amazon's)
+    #[arg(long, global = true, value_name = "URL", help_heading = "S3 volumes")]
+    pub endpoint: Option<String>,
+    /// S3: the region (default: AWS_REGION)
+    #[arg(long, global = true, value_name = "NAME", help_heading = "S3 volumes")]
+    pub region: Option<String>,
+    /// S3: name the bucket in the path, never in the host
+    #[arg(long, global = true, help_heading = "S3 volumes")]
+    pub path_style: bool,
+    /// S3: trust these certificates, too (PEM)
+    #[arg(long, global = true, env = "BK_CA_FILE", value_name = "FILE", help_heading = "S3 volumes")]
+    pub ca_file: Option<PathBuf>,
+    /// S3: keep no copies of records and indexes on this machine
+    #[arg(long, global = true, help_heading = "S3 volumes")]
+    pub no_cache: bool,
     /// Print JSON, one object a line
     #[arg(long, global = true)]
     pub json: bool,
@@ -332,14 +347,19 @@ pub struct WhyArgs {
 /// `bk volume`
 #[derive(Debug, Subcommand)]
 pub enum VolumeCommand {
-    /// Make a directory a volume
+    /// Make a directory, or a prefix of an S3 bucket, a volume
     Create {
-        /// The directory; made when it is missing
-        dir: PathBuf,
+        /// The directory, made when it is missing, or s3://BUCKET/PREFIX
+        place: PathBuf,
     },
     /// Describe a volume
     Info {
-        /// The directory (default: --volume)
-        dir: Option<PathBuf>,
+        /// The volume (default: --volume)
+        place: Option<PathBuf>,
+    },
+    /// Try whether a volume's store does what bk relies on
+    Check {
+        /// The volume (default: --volume)
+        place: Option<PathBuf>,
     },
 }

@@ -1,9 +1,10 @@
-//! Small values every floor above shares: names, digests, units, times, entries, escaped text.
+//! Small values every floor above shares: names, places, digests, units, times, entries, escaped text.
 
 pub mod digest;
 pub mod entry;
 pub mod ids;
 pub mod path;
+pub mod place;
 pub mod show;
 pub mod text;
 pub mod time;

@@ -275,21 +275,26 @@ pub struct Deleted {
     pub bytes: u64,
 }
 
-/// Deletes all objects of `runs`, each of which a record must say is gone: one listing a run, one call an object.
+/// Objects deleted between two looks at signals.
+const DELETE_COUNT: usize = 1000;
+
+/// Deletes all objects of `runs`, each of which a record must say is gone: one listing a run, many objects a call.
 ///
 /// Stops at the first error; what is left goes with the next expiry.
 pub fn remove(volume: &Volume, job: &Name, runs: &[RunId], threads: usize, monitor: &dyn Monitor) -> Result<Deleted> {
     let (objects, bytes) = (AtomicU64::new(0), AtomicU64::new(0));
     let one = |run: &RunId| -> Result<()> {
-        for item in volume.store.list(&run_dir(job, *run))? {
+        for items in volume.store.list(&run_dir(job, *run))?.chunks(DELETE_COUNT) {
             if let Some(signal) = monitor.interrupted() {
                 return Err(Error::new(Kind::Signal(signal), "interrupted")
                     .with_hint("`bk expire` goes on where this one stopped"));
             }
-            volume.store.delete(&item.key)?;
-            objects.fetch_add(1, Ordering::Relaxed);
-            bytes.fetch_add(item.len, Ordering::Relaxed);
-            monitor.advance(1, item.len, item.key.as_bytes());
+            volume.store.delete_all(&items.iter().map(|item| item.key.clone()).collect::<Vec<_>>())?;
+            for item in items {
+                objects.fetch_add(1, Ordering::Relaxed);
+                bytes.fetch_add(item.len, Ordering::Relaxed);
+                monitor.advance(1, item.len, item.key.as_bytes());
+            }
         }
         Ok(())
     };

@@ -45,7 +45,7 @@ use crate::{
         select::Selection,
         walk::Walk,
     },
-    volume::{Created, Volume, local::LocalStore},
+    volume::{Created, Requests, Volume, local::LocalStore},
 };
 
 /// A volume with less space than this is full before anything is read, bytes.
@@ -116,6 +116,9 @@ pub struct Outcome {
     pub incomplete: Vec<Incomplete>,
     /// Named streams.
     pub streams: Vec<Stream>,
+    /// What was asked of the store, where that costs money.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub requests: Option<Requests>,
 }
 
 /// What a run would do: its level, and what follows from it.
@@ -237,6 +240,7 @@ pub fn run(
         warnings: tree.warnings,
         incomplete: snapshot.incomplete,
         streams: snapshot.streams,
+        requests: volume.store.requests(),
     })
 }
 
@@ -572,9 +576,8 @@ impl Run<'_> {
 
     /// Removes what this run stored: it is not recorded, so nothing refers to it. What cannot be removed is an orphan and harmless.
     fn remove_objects(&self) {
-        for item in self.volume.store.list(&self.dir).unwrap_or_default() {
-            let _ = self.volume.store.delete(&item.key);
-        }
+        let left = self.volume.store.list(&self.dir).unwrap_or_default();
+        let _ = self.volume.store.delete_all(&left.into_iter().map(|item| item.key).collect::<Vec<_>>());
         // A run that stored nothing has at most made its directory, which goes with this name.
         let _ = self.volume.store.delete(&format!("{}{INDEX_NAME}", self.dir));
     }

@@ -123,6 +123,18 @@ fn open_beneath(root: &OwnedFd, key: &str, flags: OFlags) -> rustix::io::Result<
     }
 }
 
+/// An unnamed file on the file system of the directory `path`, gone when closed.
+pub(super) fn unnamed_in(path: &Path) -> Result<File> {
+    let failed = |e| Error::io(format!("cannot create a temporary file in {}", path.display()), e);
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let dir = rustix::fs::openat(CWD, path, flags, Mode::empty()).map_err(failed)?;
+    let (file, temp) = unnamed(&dir).map_err(failed)?;
+    if let Some(temp) = temp {
+        rustix::fs::unlinkat(&dir, temp, AtFlags::empty()).map_err(failed)?;
+    }
+    Ok(file)
+}
+
 /// A file without a name in `dir`, or with a temporary one where the file system cannot.
 fn unnamed(dir: &OwnedFd) -> rustix::io::Result<(File, Option<String>)> {
     let flags = OFlags::RDWR | OFlags::CLOEXEC;
@@ -334,7 +346,7 @@ impl Store for LocalStore {
             Err(e) => return Err(self.io("delete", key, e)),
         }
         // Directories mean nothing on a volume; an empty one below the top goes with its last object.
-        if parent.contains('/') {
+        if parent.contains('/') || super::probe::is_of_probe(parent) {
             let _ = rustix::fs::unlinkat(&self.root, parent, AtFlags::REMOVEDIR);
         }
         Ok(())

@@ -2,13 +2,33 @@
 //!
 //! Objects are created whole and once, never changed. A create that returns has made the object durable.
 
+mod cache;
 pub mod local;
 pub mod memory;
 mod open;
+pub mod probe;
+pub mod s3;
+
+use serde::Serialize;
 
 use crate::error::Result;
 
-pub use open::{Volume, create_local, create_on, open_local, open_on};
+pub use open::{Volume, create, create_on, open, open_on};
+
+/// Requests made of a store that counts them, and bytes of their bodies.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[expect(missing_docs, reason = "their names say it")]
+pub struct Requests {
+    pub put: u64,
+    pub get: u64,
+    pub head: u64,
+    pub list: u64,
+    pub delete: u64,
+    /// Those for credentials.
+    pub other: u64,
+    pub sent_bytes: u64,
+    pub received_bytes: u64,
+}
 
 /// One object of a listing.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -45,12 +65,20 @@ pub trait Store: Send + Sync {
     fn list(&self, prefix: &str) -> Result<Vec<Item>>;
     /// Removes an object; one that is not there is no error.
     fn delete(&self, key: &str) -> Result<()>;
+    /// Removes many objects, in any order; stops at an error. One that is not there is none.
+    fn delete_all(&self, keys: &[String]) -> Result<()> {
+        keys.iter().try_for_each(|key| self.delete(key))
+    }
     /// Bytes that can still be written, when the store knows.
     fn free_bytes(&self) -> Result<Option<u64>>;
     /// An unnamed file for what does not fit into memory; gone when closed.
     fn scratch(&self) -> Result<std::fs::File>;
     /// Makes sure that objects can be written, by writing and removing one.
     fn check_writable(&self) -> Result<()>;
+    /// Requests made so far, where each costs money.
+    fn requests(&self) -> Option<Requests> {
+        None
+    }
 }
 
 /// An object being written.
@@ -59,4 +87,23 @@ pub trait Upload: Send {
     fn write(&mut self, bytes: &[u8]) -> Result<()>;
     /// Makes the object durable and visible. The key must be free.
     fn finish(self: Box<Self>) -> Result<()>;
+    /// Begins to finish, where that takes time: the object is durable and visible only after [`Pending::wait`].
+    fn start(self: Box<Self>) -> Result<Box<dyn Pending>> {
+        self.finish()?;
+        Ok(Box::new(Done))
+    }
+}
+
+/// An object that is being finished.
+pub trait Pending: Send {
+    /// Waits until it is durable and visible, or has failed.
+    fn wait(self: Box<Self>) -> Result<()>;
+}
+
+struct Done;
+
+impl Pending for Done {
+    fn wait(self: Box<Self>) -> Result<()> {
+        Ok(())
+    }
 }

@@ -2,14 +2,18 @@
 
 use std::{path::Path, sync::Arc};
 
-use super::{Created, Store, local::LocalStore};
+use super::{Created, Store, cache::Cached, local::LocalStore, probe, s3::S3Store};
 use crate::{
     error::{Error, Kind, Result},
     format::{
         layout::VOLUME_KEY,
         volume::{FORMAT_VERSION, VolumeFile, VolumeTag},
     },
-    model::{ids::Nonce, time::Instant},
+    model::{
+        ids::Nonce,
+        place::{Access, Bucket, Place},
+        time::Instant,
+    },
 };
 
 /// A volume that was found to be one.
@@ -26,8 +30,53 @@ pub struct Volume {
 /// Longest `bk-volume.json`, bytes.
 const VOLUME_FILE_MAX: u64 = 64 << 10;
 
+/// Makes a volume at a place that is empty, or not there yet.
+pub fn create(place: &Place, access: &Access, now: Instant) -> Result<Volume> {
+    match place {
+        Place::Dir(path) => create_local(path, now),
+        Place::S3(bucket) => create_s3(bucket, access, now),
+    }
+}
+
+/// Opens the volume at a place.
+pub fn open(place: &Place, access: &Access) -> Result<Volume> {
+    match place {
+        Place::Dir(path) => open_local(path),
+        Place::S3(bucket) => {
+            let store = S3Store::open(bucket, access)?;
+            let mut volume = open_on(Arc::new(store), bucket.to_string()).map_err(unreachable)?;
+            if !access.no_cache {
+                volume.store = Cached::over(volume.store, volume.file.id.as_str());
+            }
+            Ok(volume)
+        }
+    }
+}
+
+/// A store that cannot be asked whether it is a volume is none that can be used.
+fn unreachable(error: Error) -> Error {
+    if error.kind() == Kind::Other { error.with_kind(Kind::Volume) } else { error }
+}
+
+/// Makes a prefix a volume: nothing may lie below it, and the store must keep what bk relies on.
+fn create_s3(bucket: &Bucket, access: &Access, now: Instant) -> Result<Volume> {
+    let (store, shown) = (S3Store::open(bucket, access)?, bucket.to_string());
+    if store.head(VOLUME_KEY).map_err(unreachable)?.is_some() {
+        return Err(Error::new(Kind::Volume, format!("{shown} is a volume already"))
+            .with_hint(format!("`bk volume info {shown}` shows it")));
+    }
+    let found = store.list("").map_err(unreachable)?;
+    if let Some(item) = found.iter().find(|item| !probe::is_of_probe(&item.key)) {
+        let name = crate::model::show::name(item.key.as_bytes());
+        return Err(Error::new(Kind::Volume, format!("{shown} is not empty: it holds `{name}`"))
+            .with_hint("a volume wants a prefix of its own"));
+    }
+    probe::run(&store).map_err(unreachable)?.require(&shown)?;
+    create_on(Arc::new(store), shown, now)
+}
+
 /// Makes `path` a volume: the directory is created when it is missing and must be empty otherwise.
-pub fn create_local(path: &Path, now: Instant) -> Result<Volume> {
+fn create_local(path: &Path, now: Instant) -> Result<Volume> {
     use std::os::unix::fs::DirBuilderExt;
     let shown = path.display().to_string();
     let volume_error = |what: &str, e: std::io::Error| {
@@ -69,7 +118,7 @@ pub fn create_on(store: Arc<dyn Store>, shown: String, now: Instant) -> Result<V
 }
 
 /// Opens the volume at `path`.
-pub fn open_local(path: &Path) -> Result<Volume> {
+fn open_local(path: &Path) -> Result<Volume> {
     let shown = path.display().to_string();
     let store = LocalStore::open(path)
         .map_err(|e| e.with_hint(format!("is it mounted? `bk volume create {shown}` makes a new one")))?;

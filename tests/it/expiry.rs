@@ -39,7 +39,10 @@ fn due(world: &World, seq: u64) {
 }
 
 fn runs(world: &World) -> Vec<String> {
-    sorted(&world.volume.join("data/j")).iter().map(|path| name_of(path)).collect()
+    let mut dirs = sorted(&world.volume.join("data/j"));
+    // A store of objects has no directories; what its server leaves of them is its own.
+    dirs.retain(|dir| world.server.is_none() || !sorted(dir).is_empty());
+    dirs.iter().map(|path| name_of(path)).collect()
 }
 
 fn records(world: &World) -> usize {
@@ -240,7 +243,7 @@ fn what_no_record_names_is_swept() {
     fs::create_dir_all(&first).unwrap();
     fs::write(first.join("index-00000.bki"), "half").unwrap();
     world.bk("expire").run().ok();
-    assert!(!first.exists());
+    assert!(!first.exists() || world.server.is_some() && files_below(&first).is_empty());
     world.bk("verify --data").run().ok();
     world.bk("expire none").run().code_is(&[exit::USAGE]).says("no job none");
 }

@@ -35,6 +35,8 @@ mod power;
 mod racing;
 mod reference;
 mod roundtrip;
+mod s3;
+mod s3_faults;
 mod space;
 mod stock;
 mod streams;

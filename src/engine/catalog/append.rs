@@ -43,6 +43,12 @@ fn unsure(error: Error) -> Failed {
     Failed { error, is_certain: false }
 }
 
+/// Neither done nor failed, as far as can be seen: the next run will see.
+fn unknown(error: Error, job: &Name, seq: u64) -> Error {
+    let kind = if error.kind() == Kind::NoSpace { Kind::NoSpace } else { Kind::Lost };
+    error.with_kind(kind).context(format!("whether {job}/{seq} was recorded is not known"))
+}
+
 /// Creates the record of a snapshot: the commit. `chain` are the seqs of its base's chain, none at level 0.
 ///
 /// `snapshot` aims at the seq after the log's end as the run read it once, at its start. Gives the snapshot as it was
@@ -70,7 +76,8 @@ pub fn commit_by(
         let between = match (since(volume, &job, first), failure) {
             (Ok(between), failure) => (between, failure),
             // The first error says more than that nothing could be read after it.
-            (Err(_), Some(e)) | (Err(e), None) => return Err(unsure(e)),
+            (Err(_), Some(e)) => return Err(unsure(unknown(e, &job, aim))),
+            (Err(e), None) => return Err(unsure(e)),
         };
         let (Since { records, head, prev }, failure) = between;
         match (rule(&snapshot, &records), failure) {

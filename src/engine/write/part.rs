@@ -1,6 +1,6 @@
 //! Stores frames in order: cuts parts, ends each with its seek table, and tells the index where everything lies.
 
-use std::sync::Arc;
+use std::{collections::VecDeque, sync::Arc};
 
 use super::{framer::StreamEnd, index::IndexWriter};
 use crate::{
@@ -17,7 +17,7 @@ use crate::{
         entry::Entry,
         ids::Name,
     },
-    volume::{Store, Upload},
+    volume::{Pending, Store, Upload},
 };
 
 /// A stored frame as a worker hands it over.
@@ -83,6 +83,9 @@ pub struct Target {
     pub part_len: u64,
 }
 
+/// Parts that are being finished at the same time, where that takes time.
+const PENDING_COUNT_MAX: usize = 8;
+
 struct Open {
     name: String,
     out: Box<dyn Upload>,
@@ -97,6 +100,8 @@ pub struct PartWriter {
     target: Target,
     index: IndexWriter,
     open: Option<Open>,
+    /// Parts that are written, but not yet durable.
+    pending: VecDeque<Box<dyn Pending>>,
     number: u32,
     stored: Stored,
     /// The pieces so far of a content that runs over frames: offset, length, joined.
@@ -108,7 +113,7 @@ impl PartWriter {
     pub fn new(target: Target, index: IndexWriter) -> Self {
         let empty = IndexRef { name: String::new(), len: 0, tail_digest: Digest([0; 32]) };
         let stored = Stored { index: empty, stored_bytes: 0, parts: Vec::new(), streams: Vec::new() };
-        Self { target, index, open: None, number: 0, stored, pieces: None }
+        Self { target, index, open: None, pending: VecDeque::new(), number: 0, stored, pieces: None }
     }
 
     /// Stores the next frame; gives its buffer back.
@@ -138,9 +143,10 @@ impl PartWriter {
         Ok(sealed.stored)
     }
 
-    /// Ends the last part and the index.
+    /// Ends the last part, waits until all are durable, and ends the index.
     pub fn finish(mut self) -> Result<Stored> {
         self.close()?;
+        self.wait(0)?;
         self.stored.index = self.index.finish()?;
         Ok(self.stored)
     }
@@ -207,11 +213,22 @@ impl PartWriter {
                 u32::try_from(table.len()).map_err(|_| Error::integrity("a seek table is too long"))?;
             open.part.stored_len += table.len() as u64;
         }
-        open.out.finish()?;
+        self.pending.push_back(open.out.start()?);
+        self.wait(PENDING_COUNT_MAX)?;
         open.part.digest = Digest(*open.digests.finalize().as_bytes());
         self.stored.stored_bytes += open.part.stored_len;
         self.stored.parts.push(open.name);
         self.index.part(open.part)
+    }
+
+    /// Waits until at most `count` parts are pending.
+    fn wait(&mut self, count: usize) -> Result<()> {
+        while self.pending.len() > count {
+            if let Some(first) = self.pending.pop_front() {
+                first.wait()?;
+            }
+        }
+        Ok(())
     }
 
     fn content(&mut self, stream: u32, content: Content) -> Result<()> {

@@ -1,10 +1,14 @@
 //! What the tests share: running `bk`, a temporary world with a volume, and small helpers.
 //!
 //! A `World` is one directory (on `/dev/shm` when there) with `volume/`, `src/` and room for outputs; it cleans itself.
+//! With `BK_TEST_VOLUME=s3` its volume is reached through an S3 server in this process instead; its objects lie as files
+//! below `volume` all the same.
 
 pub mod history;
 pub mod inventory;
+pub mod proxy;
 pub mod rng;
+pub mod s3;
 pub mod tools;
 pub mod tree;
 
@@ -60,6 +64,12 @@ impl Bk {
         for name in ["BK_VOLUME", "BK_TEST_SMALL", "BK_JOB", "BK_THREADS", "RUST_LOG", "RUST_BACKTRACE"] {
             command.env_remove(name);
         }
+        // What a machine has set up for S3 is not for tests, unless they ask for it.
+        if std::env::var_os("BK_TEST_S3_URL").is_none() {
+            for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("AWS_")) {
+                command.env_remove(name);
+            }
+        }
         command.stdin(Stdio::null());
         Self { command, line: all, input: None }.words(words)
     }
@@ -84,6 +94,11 @@ impl Bk {
 
     pub fn env(mut self, name: &str, value: impl AsRef<OsStr>) -> Self {
         self.command.env(name, value);
+        self
+    }
+
+    pub fn without(mut self, name: &str) -> Self {
+        self.command.env_remove(name);
         self
     }
 
@@ -204,15 +219,47 @@ pub struct World {
     dir: TempDir,
     pub volume: PathBuf,
     pub src: PathBuf,
+    /// The server of an S3 volume.
+    pub server: Option<s3::Server>,
 }
 
 impl World {
     pub fn new(name: &str) -> Self {
+        if std::env::var_os("BK_TEST_VOLUME").is_some_and(|kind| kind == "s3") {
+            return Self::on_s3(name);
+        }
         let dir = temp_dir(name);
         let (volume, src) = (dir.path().join("volume"), dir.path().join("src"));
         fs::create_dir(&src).unwrap();
         Bk::new("volume create").arg(&volume).run().ok();
-        Self { dir, volume, src }
+        Self { dir, volume, src, server: None }
+    }
+
+    /// One whose volume is on an S3 server of its own.
+    pub fn on_s3(name: &str) -> Self {
+        let dir = temp_dir(name);
+        let server = s3::Server::own(&dir.path().join("s3"));
+        Self::on(dir, server)
+    }
+
+    /// One whose volume is on this server.
+    pub fn on(dir: TempDir, server: s3::Server) -> Self {
+        let src = dir.path().join("src");
+        fs::create_dir(&src).unwrap();
+        // Other runs may use the same bucket.
+        let prefix = name_of(dir.path());
+        let volume = server.dir.as_ref().map_or_else(PathBuf::new, |files| files.join(&prefix));
+        let world = Self { dir, volume, src, server: Some(server) };
+        world.bk("volume create").arg(world.named()).run().ok();
+        world
+    }
+
+    /// The volume as `BK_VOLUME` names it.
+    pub fn named(&self) -> OsString {
+        match &self.server {
+            Some(server) => server.url(&name_of(self.dir.path())).into(),
+            None => self.volume.clone().into(),
+        }
     }
 
     /// A path beside volume and source.
@@ -222,7 +269,19 @@ impl World {
 
     /// bk with this world's volume in its environment.
     pub fn bk(&self, words: &str) -> Bk {
-        Bk::new(words).env("BK_VOLUME", &self.volume)
+        self.bk_under(&[], words)
+    }
+
+    /// The same, run by another program.
+    pub fn bk_under(&self, program: &[&OsStr], words: &str) -> Bk {
+        let mut bk = Bk::under(program, words).env("BK_VOLUME", self.named());
+        if let Some(server) = &self.server {
+            bk = bk.env("XDG_CACHE_HOME", self.path("cache"));
+            for (name, value) in server.env() {
+                bk = bk.env(&name, value);
+            }
+        }
+        bk
     }
 
     /// Snapshots all of `src` as job `name`; the caller judges the run.
@@ -240,7 +299,7 @@ impl World {
     /// Names of the snapshots that `bk list --json` shows.
     #[track_caller]
     pub fn list(&self) -> Vec<String> {
-        list(&self.volume)
+        listed(self.bk("list --json"))
     }
 
     /// The objects of the newest run of `job` whose name starts with `prefix`, in order.
@@ -254,7 +313,12 @@ impl World {
 /// Names of the snapshots that `bk list --json` shows.
 #[track_caller]
 pub fn list(volume: &Path) -> Vec<String> {
-    let ran = Bk::new("list --json --volume").arg(volume).run().ok();
+    listed(Bk::new("list --json --volume").arg(volume))
+}
+
+#[track_caller]
+fn listed(list: Bk) -> Vec<String> {
+    let ran = list.run().ok();
     let lines = ran.json();
     lines
         .iter()

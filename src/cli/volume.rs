@@ -1,0 +1,77 @@
+//! `bk volume create`, `bk volume info`, `bk volume check`
+
+use std::path::Path;
+
+use super::{Context, Ended};
+use crate::{
+    clock::{Clock, System},
+    config::{meaning, typed::VolumeCommand},
+    error::Result,
+    model::{place::Place, units::show_size},
+    ops::list,
+    volume::{self, Volume, probe},
+};
+
+pub fn run(context: &Context<'_>, command: &VolumeCommand) -> Result<Ended> {
+    match command {
+        VolumeCommand::Create { place } => create(context, place),
+        VolumeCommand::Info { place } => info(context, place.as_deref()),
+        VolumeCommand::Check { place } => check(context, place.as_deref()),
+    }
+}
+
+/// The volume named by the verb, or by `--volume`.
+fn named(context: &Context<'_>, place: Option<&Path>) -> Result<Volume> {
+    match place {
+        Some(place) => context.volume_at(&Place::parse(place.to_owned())?),
+        None => context.volume(),
+    }
+}
+
+fn create(context: &Context<'_>, place: &Path) -> Result<Ended> {
+    let place = Place::parse(place.to_owned())?;
+    let volume = volume::create(&place, &meaning::access(context.global), System.now()?)?;
+    if context.out.is_json() {
+        context.out.object("result", &list::info(&volume, &System)?)?;
+    } else {
+        context.out.say(&format!("volume {} made in {}", volume.file.id.as_str(), volume.shown));
+    }
+    Ok(Ended::Done)
+}
+
+fn info(context: &Context<'_>, place: Option<&Path>) -> Result<Ended> {
+    let info = list::info(&named(context, place)?, &System)?;
+    if context.out.is_json() {
+        context.out.object("result", &info)?;
+        return Ok(Ended::Done);
+    }
+    let free = info.free_bytes.map_or_else(|| "not known".to_owned(), show_size);
+    for (name, value) in [
+        ("volume", info.volume),
+        ("id", info.id),
+        ("format", info.format_version.to_string()),
+        ("created", info.created_at.to_string()),
+        ("jobs", info.jobs.to_string()),
+        ("snapshots", info.snapshots.to_string()),
+        ("stored", show_size(info.stored_bytes)),
+        ("free", free),
+    ] {
+        context.out.line(&format!("{name:<10} {value}"))?;
+    }
+    Ok(Ended::Done)
+}
+
+fn check(context: &Context<'_>, place: Option<&Path>) -> Result<Ended> {
+    let volume = named(context, place)?;
+    let found = probe::run(&*volume.store)?;
+    if context.out.is_json() {
+        found.require(&volume.shown)?;
+        context.out.object("result", &found)?;
+        return Ok(Ended::Done);
+    }
+    for (what, holds) in found.rows() {
+        context.out.line(&format!("{what:<27} {}", if holds { "yes" } else { "NO" }))?;
+    }
+    found.require(&volume.shown)?;
+    Ok(Ended::Done)
+}

@@ -1,0 +1,426 @@
+//! A volume below a prefix of an S3 bucket.
+//!
+//! The store is synchronous like every other: each call runs on a small runtime of its own, from whatever thread. Objects
+//! are single PUTs that only create (`If-None-Match: *`), never multipart uploads, so nothing half done can lie about.
+//! An answer that leaves open whether the server did it (no answer, 5xx, 409, 412) is settled by reading the object back:
+//! the same bytes are ours, others are another's, none means try again. What was created is looked at once more before it
+//! counts. A listing is whole or an error.
+
+mod open;
+mod retry;
+mod upload;
+mod wire;
+
+use std::{
+    ops::Range,
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+use futures_util::{StreamExt, TryStreamExt, stream};
+use object_store::{
+    GetOptions, GetRange, ObjectStore, ObjectStoreExt, PutMode, PutPayload,
+    aws::{AmazonS3, AmazonS3Builder},
+    list::{PaginatedListOptions, PaginatedListStore},
+    path::Path,
+};
+use tokio::{runtime::Runtime, time::Instant};
+
+use super::{Created, Item, Requests, Store, Upload};
+use crate::{
+    error::{Error, Kind, Result},
+    format::{envelope, layout::check_key},
+    model::{ids::Nonce, place::Bucket},
+};
+use retry::{Failure, Fault, Limits, once, pause, until_done};
+use upload::{Budget, S3Upload};
+use wire::Counts;
+
+/// Objects are compared with what was sent in ranges of this many bytes.
+const COMPARE_LEN: u64 = 8 << 20;
+/// Keys a bulk delete names at most; S3 allows no more.
+const DELETE_COUNT_MAX: usize = 1000;
+/// Single deletes at the same time, where there is no bulk delete.
+const DELETES_AT_ONCE: usize = 16;
+/// Pages of one listing at most: 100 million keys.
+const PAGE_COUNT_MAX: usize = 100_000;
+
+/// A prefix of a bucket as a store.
+#[derive(Clone)]
+pub struct S3Store {
+    inner: Arc<Inner>,
+    runtime: Arc<Runtime>,
+}
+
+struct Inner {
+    client: AmazonS3,
+    /// The same with bulk delete, made when it is first needed.
+    bulk: OnceLock<AmazonS3>,
+    /// Whether the store was found to know no bulk delete.
+    has_no_bulk: AtomicBool,
+    builder: AmazonS3Builder,
+    bucket: Bucket,
+    limits: Limits,
+    counts: Arc<Counts>,
+    budget: Arc<Budget>,
+}
+
+impl Inner {
+    fn full(&self, key: &str) -> String {
+        match self.bucket.prefix.as_str() {
+            "" => key.to_owned(),
+            prefix => format!("{prefix}/{key}"),
+        }
+    }
+
+    fn path(&self, key: &str) -> Result<Path> {
+        check_key(key)?;
+        Path::parse(self.full(key)).map_err(|e| Error::usage(format!("not a key of a volume: {e}")))
+    }
+
+    fn failed<'a>(&'a self, doing: &'a str, key: &'a str) -> impl Fn(Failure) -> Error + 'a {
+        move |failure| failure.into_error(format!("cannot {doing} {key} in {}", self.bucket))
+    }
+
+    /// Creates an object, unless another has its key. One of the same bytes is taken for ours: keys are never used twice.
+    async fn create_object(&self, key: &str, payload: PutPayload) -> Result<Created> {
+        let path = self.path(key)?;
+        let len = payload.content_length() as u64;
+        let started = Instant::now();
+        for tries in 1.. {
+            let put = self.client.put_opts(&path, payload.clone(), PutMode::Create.into());
+            let failure = match once(&self.limits, len, put).await {
+                Ok(_) => return self.confirm(key, &path, len).await,
+                Err(failure) => failure,
+            };
+            let failure = match failure.fault {
+                // Ours, of a try that was not answered or was sent twice, or another's.
+                Fault::Taken => match self.settle(key, &path, &payload).await? {
+                    Some(created) => return Ok(created),
+                    None => failure,
+                },
+                Fault::Again => failure,
+                _ if failure.status == Some(501) => return Err(self.is_unconditional(&failure)),
+                _ => return Err(self.failed("store", key)(failure)),
+            };
+            if let Err(spent) = pause(&self.limits, (started, len), tries, failure).await {
+                // The last look: what is there is not called failed.
+                return match self.settle(key, &path, &payload).await {
+                    Ok(Some(Created::New)) => Ok(Created::New),
+                    _ => Err(self.failed("store", key)(spent)),
+                };
+            }
+        }
+        Err(Error::new(Kind::Other, format!("cannot store {key}: tried too often")))
+    }
+
+    fn is_unconditional(&self, failure: &Failure) -> Error {
+        let what = format!("{} has no conditional create (If-None-Match): {}", self.bucket, failure.text);
+        Error::new(Kind::Volume, what)
+            .with_hint("bk needs it, so that two runs never write the same record: see docs/s3.md")
+    }
+
+    /// Looks at an object the server says it has created: some have said so and kept nothing.
+    async fn confirm(&self, key: &str, path: &Path, len: u64) -> Result<Created> {
+        match self.len(path).await.map_err(self.failed("look at", key))? {
+            Some(found) if found == len => Ok(Created::New),
+            Some(found) => Err(Error::integrity(format!("{key} has {found} bytes in {}, not {len}", self.bucket))),
+            None => Err(Error::integrity(format!("{key} was stored in {}, but is not there", self.bucket))),
+        }
+    }
+
+    /// Whose object lies at a key: ours, another's, or none.
+    async fn settle(&self, key: &str, path: &Path, payload: &PutPayload) -> Result<Option<Created>> {
+        match self.compare(path, payload).await {
+            Ok(true) => Ok(Some(Created::New)),
+            Ok(false) => Ok(Some(Created::Exists)),
+            Err(failure) if failure.fault == Fault::Missing => Ok(None),
+            Err(failure) => Err(self.failed("read back", key)(failure)),
+        }
+    }
+
+    async fn compare(&self, path: &Path, payload: &PutPayload) -> Result<bool, Failure> {
+        let len = payload.content_length() as u64;
+        let Some(found) = self.len(path).await? else {
+            return Err(Failure { fault: Fault::Missing, ..Failure::broken("not there") });
+        };
+        if found != len {
+            return Ok(false);
+        }
+        let mut sent = payload.iter().map(AsRef::<[u8]>::as_ref);
+        let mut rest: &[u8] = &[];
+        let mut at = 0;
+        let mut buf = Vec::new();
+        while at < len {
+            let end = len.min(at + COMPARE_LEN);
+            buf.resize(usize::try_from(end - at).unwrap_or(0), 0);
+            self.fill(path, at, &mut buf).await?;
+            let mut got = &buf[..];
+            while !got.is_empty() {
+                if rest.is_empty() {
+                    let Some(next) = sent.next() else { return Ok(false) };
+                    rest = next;
+                    continue;
+                }
+                let n = got.len().min(rest.len());
+                if got[..n] != rest[..n] {
+                    return Ok(false);
+                }
+                (got, rest) = (&got[n..], &rest[n..]);
+            }
+            at = end;
+        }
+        Ok(true)
+    }
+
+    async fn len(&self, path: &Path) -> Result<Option<u64>, Failure> {
+        let head = || once(&self.limits, 0, self.client.head(path));
+        match until_done(&self.limits, 0, head).await {
+            Ok(meta) => Ok(Some(meta.size)),
+            Err(failure) if failure.fault == Fault::Missing => Ok(None),
+            Err(failure) => Err(failure),
+        }
+    }
+
+    /// Fills `buf` from `offset` on.
+    async fn fill(&self, path: &Path, offset: u64, buf: &mut [u8]) -> Result<(), Failure> {
+        let len = buf.len() as u64;
+        let started = Instant::now();
+        for tries in 1.. {
+            let time = self.limits.attempt(len);
+            let one = tokio::time::timeout(time, self.fill_once(path, offset..offset + len, buf));
+            match one.await.unwrap_or_else(|_| Err(Failure::timeout(time))) {
+                Err(failure) if failure.fault == Fault::Again => {
+                    pause(&self.limits, (started, len), tries, failure).await?;
+                }
+                ended => return ended,
+            }
+        }
+        Err(Failure::broken("tried too often"))
+    }
+
+    async fn fill_once(&self, path: &Path, range: Range<u64>, buf: &mut [u8]) -> Result<(), Failure> {
+        let options = GetOptions { range: Some(GetRange::Bounded(range.clone())), ..GetOptions::default() };
+        let found = self.client.get_opts(path, options).await?;
+        if found.meta.size < range.end {
+            // As the server says that there is no such range.
+            return Err(Failure { fault: Fault::Final, status: Some(416), ..Failure::broken("it ends before") });
+        }
+        if found.range != range {
+            return Err(Failure::broken("another range came than was asked for"));
+        }
+        let mut chunks = found.into_stream();
+        let mut at = 0;
+        while let Some(chunk) = chunks.try_next().await? {
+            let Some(place) = buf.get_mut(at..at + chunk.len()) else {
+                return Err(Failure::broken("more bytes came than were asked for"));
+            };
+            place.copy_from_slice(&chunk);
+            at += chunk.len();
+        }
+        if at == buf.len() { Ok(()) } else { Err(Failure::broken("fewer bytes came than were asked for")) }
+    }
+
+    /// A whole object of at most `len_max` bytes; `None` when it is longer.
+    async fn whole(&self, path: &Path, len_max: u64) -> Result<Option<Vec<u8>>, Failure> {
+        let get = || async {
+            let found = once(&self.limits, 0, self.client.get(path)).await?;
+            let size = found.meta.size;
+            if size > len_max {
+                return Ok(None);
+            }
+            let body = async {
+                let (mut chunks, mut bytes) = (found.into_stream(), Vec::new());
+                while let Some(chunk) = chunks.try_next().await? {
+                    if (bytes.len() + chunk.len()) as u64 > size {
+                        return Err(Failure::broken("more bytes came than it has"));
+                    }
+                    bytes.extend_from_slice(&chunk);
+                }
+                Ok(bytes)
+            };
+            let time = self.limits.attempt(size);
+            let bytes = tokio::time::timeout(time, body).await.unwrap_or_else(|_| Err(Failure::timeout(time)))?;
+            if bytes.len() as u64 == size {
+                Ok(Some(bytes))
+            } else {
+                Err(Failure::broken("fewer bytes came than it has"))
+            }
+        };
+        until_done(&self.limits, 0, get).await
+    }
+
+    async fn list(&self, prefix: &str) -> Result<Vec<Item>> {
+        let full = self.full(prefix);
+        let full = Some(full.as_str()).filter(|full| !full.is_empty());
+        let above = self.full("").len();
+        let (mut items, mut token) = (Vec::new(), None);
+        for _ in 0..PAGE_COUNT_MAX {
+            let options = || PaginatedListOptions { page_token: token.clone(), ..PaginatedListOptions::default() };
+            let page = || once(&self.limits, 0, self.client.list_paginated(full, options()));
+            let page = until_done(&self.limits, 0, page).await.map_err(self.failed("list", prefix))?;
+            for object in page.result.objects {
+                let key = object.location.as_ref();
+                let key = match (key.get(above..), full) {
+                    (Some(own), Some(full)) if key.starts_with(full) => own,
+                    (Some(own), None) => own,
+                    _ => {
+                        let what = format!("the listing of {full:?} in {} holds another's key", self.bucket);
+                        return Err(Error::integrity(what));
+                    }
+                };
+                items.push(Item { key: key.to_owned(), len: object.size });
+            }
+            match page.page_token {
+                None => {
+                    items.sort_by(|a, b| a.key.cmp(&b.key));
+                    items.dedup();
+                    return Ok(items);
+                }
+                next if next == token => break,
+                next => token = next,
+            }
+        }
+        Err(Error::integrity(format!("the listing of {prefix} in {} does not end", self.bucket)))
+    }
+
+    async fn delete(&self, key: &str) -> Result<()> {
+        let path = self.path(key)?;
+        match until_done(&self.limits, 0, || once(&self.limits, 0, self.client.delete(&path))).await {
+            Ok(()) => Ok(()),
+            Err(failure) if failure.fault == Fault::Missing => Ok(()),
+            Err(failure) => Err(self.failed("delete", key)(failure)),
+        }
+    }
+
+    /// Deletes up to [`DELETE_COUNT_MAX`] objects at once; false when the store cannot.
+    async fn delete_bulk(&self, keys: &[String]) -> Result<bool> {
+        let paths = keys.iter().map(|key| self.path(key)).collect::<Result<Vec<Path>>>()?;
+        let client = match self.bulk.get() {
+            Some(client) => client,
+            None => {
+                let made = self.builder.clone().with_disable_bulk_delete(false).build();
+                let made = made.map_err(|e| Error::new(Kind::Other, format!("cannot reach {}: {e}", self.bucket)))?;
+                self.bulk.get_or_init(|| made)
+            }
+        };
+        let request = || {
+            let locations = stream::iter(paths.clone().into_iter().map(Ok)).boxed();
+            once(&self.limits, 0, client.delete_stream(locations).try_for_each(|_| async { Ok(()) }))
+        };
+        match until_done(&self.limits, 0, request).await {
+            Ok(()) => Ok(true),
+            Err(failure) if matches!(failure.status, Some(400 | 405 | 411 | 501)) => Ok(false),
+            Err(failure) => Err(self.failed("delete", &keys[0])(failure)),
+        }
+    }
+
+    async fn delete_all(&self, keys: &[String]) -> Result<()> {
+        for some in keys.chunks(DELETE_COUNT_MAX) {
+            if some.len() > 1 && !self.has_no_bulk.load(Ordering::Relaxed) {
+                if self.delete_bulk(some).await? {
+                    continue;
+                }
+                self.has_no_bulk.store(true, Ordering::Relaxed);
+            }
+            stream::iter(some).map(Ok).try_for_each_concurrent(DELETES_AT_ONCE, |key| self.delete(key)).await?;
+        }
+        Ok(())
+    }
+}
+
+/// An unnamed file in the directory for temporary ones.
+fn scratch_file() -> Result<std::fs::File> {
+    super::local::unnamed_in(&std::env::temp_dir())
+}
+
+impl Store for S3Store {
+    fn create(&self, key: &str) -> Result<Box<dyn Upload>> {
+        check_key(key)?;
+        // An index grows as long as the run lasts, parts are soon full.
+        let is_spooled = key.ends_with(".bki");
+        Ok(Box::new(S3Upload::new(Arc::clone(&self.inner), Arc::clone(&self.runtime), key, is_spooled)?))
+    }
+
+    fn put_new(&self, key: &str, bytes: &[u8]) -> Result<Created> {
+        self.runtime.block_on(self.inner.create_object(key, bytes.to_vec().into()))
+    }
+
+    fn read_at(&self, key: &str, offset: u64, buf: &mut [u8]) -> Result<()> {
+        let path = self.inner.path(key)?;
+        if buf.is_empty() {
+            return Ok(());
+        }
+        let end = offset.saturating_add(buf.len() as u64);
+        self.runtime.block_on(self.inner.fill(&path, offset, buf)).map_err(|failure| match failure.status {
+            Some(416) => Error::integrity(format!("{key} ends before byte {end}")),
+            _ => self.inner.missing_or(failure, key),
+        })
+    }
+
+    fn read(&self, key: &str, len_max: u64) -> Result<Vec<u8>> {
+        let path = self.inner.path(key)?;
+        let once = || match self.runtime.block_on(self.inner.whole(&path, len_max)) {
+            Ok(Some(bytes)) => Ok(bytes),
+            Ok(None) => Err(Error::integrity(format!("{key} is longer than {len_max} bytes"))),
+            Err(failure) => Err(self.inner.missing_or(failure, key)),
+        };
+        let bytes = once()?;
+        // A document that was damaged on its way here is whole the next time; one that is damaged there is not.
+        if key.ends_with(".json") && envelope::digest(&bytes).is_err() { once() } else { Ok(bytes) }
+    }
+
+    fn head(&self, key: &str) -> Result<Option<u64>> {
+        let path = self.inner.path(key)?;
+        self.runtime.block_on(self.inner.len(&path)).map_err(self.inner.failed("look at", key))
+    }
+
+    fn list(&self, prefix: &str) -> Result<Vec<Item>> {
+        self.runtime.block_on(self.inner.list(prefix))
+    }
+
+    fn delete(&self, key: &str) -> Result<()> {
+        self.runtime.block_on(self.inner.delete(key))
+    }
+
+    fn delete_all(&self, keys: &[String]) -> Result<()> {
+        self.runtime.block_on(self.inner.delete_all(keys))
+    }
+
+    fn free_bytes(&self) -> Result<Option<u64>> {
+        Ok(None)
+    }
+
+    fn scratch(&self) -> Result<std::fs::File> {
+        scratch_file()
+    }
+
+    fn check_writable(&self) -> Result<()> {
+        let (key, bytes) = (format!("bk-probe-{}", Nonce::new()?.as_str()), b"bk writes here\n");
+        let tried = || {
+            self.put_new(&key, bytes)?;
+            let found = self.read(&key, 64)?;
+            self.delete(&key)?;
+            if found == bytes { Ok(()) } else { Err(Error::integrity("a test object came back changed")) }
+        };
+        tried().map_err(|e: Error| match e.kind() {
+            Kind::Other => e.with_kind(Kind::Volume),
+            _ => e,
+        })
+    }
+
+    fn requests(&self) -> Option<Requests> {
+        Some(self.inner.counts.read())
+    }
+}
+
+impl Inner {
+    fn missing_or(&self, failure: Failure, key: &str) -> Error {
+        match failure.fault {
+            Fault::Missing => Error::integrity(format!("{key} is missing in {}", self.bucket)),
+            _ => self.failed("read", key)(failure),
+        }
+    }
+}

@@ -1,0 +1,112 @@
+//! Reaching a bucket: what was typed, what the environment says, and what follows from both.
+
+use std::sync::{Arc, OnceLock, atomic::AtomicBool};
+
+use object_store::{
+    Certificate, RetryConfig,
+    aws::{AmazonS3Builder, AmazonS3ConfigKey, Checksum, S3ConditionalPut},
+};
+
+use super::{
+    Inner, S3Store,
+    retry::Limits,
+    upload::Budget,
+    wire::{Connector, Counts},
+};
+use crate::{
+    error::{Error, Kind, Result},
+    model::{
+        place::{Access, Bucket},
+        units::parse_size,
+    },
+};
+
+/// Bytes held for uploads, when nothing else is said.
+const IN_FLIGHT_BYTES: u64 = 256 << 20;
+/// Threads that wait for the network and sign requests.
+const THREAD_COUNT: usize = 2;
+
+impl S3Store {
+    /// Reaches a bucket. Nothing is asked of it yet.
+    pub fn open(bucket: &Bucket, access: &Access) -> Result<Self> {
+        let counts = Arc::new(Counts::default());
+        let builder = builder(bucket, access, &counts)?;
+        let client = builder.clone().build().map_err(|e| unusable(bucket, &e))?;
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(THREAD_COUNT)
+            .thread_name("bk-s3")
+            .enable_all()
+            .build()
+            .map_err(|e| Error::io("cannot start threads", e))?;
+        let in_flight = match std::env::var("BK_S3_IN_FLIGHT") {
+            Ok(text) if !text.is_empty() => parse_size(&text).map_err(|e| e.context("BK_S3_IN_FLIGHT"))?,
+            _ => IN_FLIGHT_BYTES,
+        };
+        let inner = Inner {
+            client,
+            bulk: OnceLock::new(),
+            has_no_bulk: AtomicBool::new(false),
+            builder,
+            bucket: bucket.clone(),
+            limits: Limits::from_env(),
+            counts,
+            budget: Arc::new(Budget::new(in_flight)),
+        };
+        Ok(Self { inner: Arc::new(inner), runtime: Arc::new(runtime) })
+    }
+}
+
+fn unusable(bucket: &Bucket, error: &object_store::Error) -> Error {
+    Error::usage(format!("cannot reach {bucket}: {error}"))
+}
+
+fn builder(bucket: &Bucket, access: &Access, counts: &Arc<Counts>) -> Result<AmazonS3Builder> {
+    // The only provider there is; a second call finds the first one's.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let mut builder = AmazonS3Builder::from_env().with_bucket_name(&bucket.name);
+    if let Some(endpoint) = &access.endpoint {
+        if !endpoint.starts_with("http://") && !endpoint.starts_with("https://") {
+            return Err(Error::usage(format!("not an endpoint: `{endpoint}`")).with_hint("write https://HOST[:PORT]"));
+        }
+        builder = builder.with_config(AmazonS3ConfigKey::S3Endpoint, endpoint);
+    }
+    if let Some(region) = &access.region {
+        builder = builder.with_region(region);
+    }
+    let set = |builder: &AmazonS3Builder, key| builder.get_config_value(&key).filter(|value| !value.is_empty());
+    let endpoint = set(&builder, AmazonS3ConfigKey::S3Endpoint).or_else(|| set(&builder, AmazonS3ConfigKey::Endpoint));
+    let is_tls = !endpoint.as_deref().is_some_and(|url| url.starts_with("http://"));
+    // A name with a dot is in no certificate; other servers often have no names for buckets at all.
+    let host_style = std::env::var_os("AWS_VIRTUAL_HOSTED_STYLE_REQUEST").is_none();
+    if access.path_style || endpoint.is_some() && host_style {
+        builder = builder.with_virtual_hosted_style_request(false);
+    } else if endpoint.is_none() && host_style {
+        builder = builder.with_virtual_hosted_style_request(!bucket.name.contains('.'));
+    }
+    // Over TLS the bytes are safe on their way and a checksum guards the rest; without it they are signed, which is slower.
+    builder = builder.with_allow_http(!is_tls).with_unsigned_payload(is_tls);
+    if set(&builder, AmazonS3ConfigKey::Checksum).is_none() {
+        builder = builder.with_checksum_algorithm(Checksum::CRC64NVME);
+    }
+    let retry = RetryConfig { max_retries: 0, ..RetryConfig::default() };
+    let connector = Connector { counts: Arc::clone(counts), certificates: certificates(access)?, is_tls };
+    Ok(builder
+        .with_conditional_put(S3ConditionalPut::ETagMatch)
+        .with_disable_bulk_delete(true)
+        .with_disable_tagging(true)
+        .with_retry(retry)
+        .with_http_connector(connector))
+}
+
+fn certificates(access: &Access) -> Result<Vec<Certificate>> {
+    let Some(path) = &access.ca_file else { return Ok(Vec::new()) };
+    let shown = path.display();
+    let pem = std::fs::read(path)
+        .map_err(|e| Error::io(format!("cannot read the certificates in {shown}"), e).with_kind(Kind::Usage))?;
+    let found =
+        Certificate::from_pem_bundle(&pem).map_err(|e| Error::usage(format!("no certificates in {shown}: {e}")))?;
+    if found.is_empty() {
+        return Err(Error::usage(format!("there is no certificate in {shown}")));
+    }
+    Ok(found)
+}

@@ -1,0 +1,230 @@
+//! Objects on their way: collected in memory as they are written, sent whole, while the next one is written.
+//!
+//! Invariant: all bytes held for uploads are counted in one [`Budget`]; a writer waits while it is used up and an upload
+//! is under way that will give some back. Only an object that is longer than the budget goes over it, and alone.
+
+use std::{
+    fs::File,
+    io::{Read, Seek, Write},
+    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
+};
+
+use bytes::Bytes;
+use object_store::PutPayload;
+use tokio::{runtime::Runtime, task::JoinHandle};
+
+use super::{Inner, scratch_file};
+use crate::{
+    error::{Error, Kind, Result},
+    volume::{Created, Pending, Upload},
+};
+
+/// Small writes are collected to this many bytes; larger ones are chunks by themselves.
+const CHUNK_LEN: usize = 64 << 10;
+/// A spooled object is read back in chunks of this many bytes.
+const SPOOL_CHUNK_LEN: u64 = 1 << 20;
+
+/// Bytes that may be held for uploads.
+#[derive(Debug)]
+pub(super) struct Budget {
+    max: u64,
+    state: Mutex<State>,
+    freed: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    used: u64,
+    /// Uploads under way.
+    flying: usize,
+}
+
+impl Budget {
+    pub fn new(max: u64) -> Self {
+        Self { max, state: Mutex::default(), freed: Condvar::new() }
+    }
+
+    fn locked(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A share of the budget, given back when dropped.
+struct Held {
+    budget: Arc<Budget>,
+    len: u64,
+    is_flying: bool,
+}
+
+impl Held {
+    fn new(budget: &Arc<Budget>) -> Self {
+        Self { budget: Arc::clone(budget), len: 0, is_flying: false }
+    }
+
+    fn take(&mut self, len: u64) {
+        let mut state = self.budget.locked();
+        while state.used + len > self.budget.max && state.flying > 0 {
+            state = self.budget.freed.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+        state.used += len;
+        self.len += len;
+    }
+
+    fn fly(&mut self) {
+        self.budget.locked().flying += 1;
+        self.is_flying = true;
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        let mut state = self.budget.locked();
+        state.used -= self.len;
+        state.flying -= usize::from(self.is_flying);
+        self.budget.freed.notify_all();
+    }
+}
+
+pub(super) struct S3Upload {
+    inner: Arc<Inner>,
+    runtime: Arc<Runtime>,
+    key: String,
+    chunks: Vec<Bytes>,
+    buffer: Vec<u8>,
+    held: Held,
+    /// What is written as long as the run lasts lies in a file till then, not in memory.
+    spool: Option<File>,
+}
+
+impl S3Upload {
+    pub fn new(inner: Arc<Inner>, runtime: Arc<Runtime>, key: &str, is_spooled: bool) -> Result<Self> {
+        let held = Held::new(&inner.budget);
+        let spool = is_spooled.then(scratch_file).transpose()?;
+        Ok(Self { inner, runtime, key: key.to_owned(), chunks: Vec::new(), buffer: Vec::new(), held, spool })
+    }
+
+    fn chunk(&mut self, bytes: Bytes) {
+        self.held.take(bytes.len() as u64);
+        self.chunks.push(bytes);
+    }
+
+    fn flush(&mut self) -> Result<()> {
+        if self.buffer.is_empty() {
+            return Ok(());
+        }
+        let full = std::mem::take(&mut self.buffer);
+        match &mut self.spool {
+            Some(file) => file.write_all(&full).map_err(spool_failed),
+            None => {
+                self.chunk(full.into());
+                Ok(())
+            }
+        }
+    }
+
+    /// Reads what was spooled into chunks.
+    fn unspool(&mut self) -> Result<()> {
+        let Some(mut file) = self.spool.take() else { return Ok(()) };
+        file.rewind().map_err(spool_failed)?;
+        loop {
+            let mut chunk = Vec::new();
+            (&mut file).take(SPOOL_CHUNK_LEN).read_to_end(&mut chunk).map_err(spool_failed)?;
+            if chunk.is_empty() {
+                return Ok(());
+            }
+            self.chunk(chunk.into());
+        }
+    }
+}
+
+fn spool_failed(e: std::io::Error) -> Error {
+    Error::io("cannot use a temporary file", e).with_hint("TMPDIR says where they are")
+}
+
+impl Upload for S3Upload {
+    fn write(&mut self, bytes: &[u8]) -> Result<()> {
+        if bytes.len() < CHUNK_LEN {
+            self.buffer.extend_from_slice(bytes);
+            return if self.buffer.len() < CHUNK_LEN { Ok(()) } else { self.flush() };
+        }
+        self.flush()?;
+        match &mut self.spool {
+            Some(file) => file.write_all(bytes).map_err(spool_failed),
+            None => {
+                self.chunk(Bytes::copy_from_slice(bytes));
+                Ok(())
+            }
+        }
+    }
+
+    fn finish(self: Box<Self>) -> Result<()> {
+        self.start()?.wait()
+    }
+
+    fn start(mut self: Box<Self>) -> Result<Box<dyn Pending>> {
+        self.flush()?;
+        self.unspool()?;
+        let Self { inner, runtime, key, chunks, mut held, .. } = *self;
+        held.fly();
+        let payload = PutPayload::from_iter(chunks);
+        let name = key.clone();
+        let task = runtime.spawn(async move {
+            let created = inner.create_object(&name, payload).await;
+            drop(held);
+            created
+        });
+        Ok(Box::new(S3Pending { runtime, key, task }))
+    }
+}
+
+struct S3Pending {
+    runtime: Arc<Runtime>,
+    key: String,
+    task: JoinHandle<Result<Created>>,
+}
+
+impl Pending for S3Pending {
+    fn wait(mut self: Box<Self>) -> Result<()> {
+        let task = &mut self.task;
+        match self.runtime.block_on(task) {
+            Ok(Ok(Created::New)) => Ok(()),
+            Ok(Ok(Created::Exists)) => Err(Error::new(Kind::Lost, format!("{} exists already", self.key))),
+            Ok(Err(e)) => Err(e),
+            Err(_) => Err(Error::new(Kind::Other, format!("the upload of {} was stopped", self.key))),
+        }
+    }
+}
+
+impl Drop for S3Pending {
+    /// Only tidies: nobody waits for it any more.
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_writer_waits_for_uploads_and_never_for_itself() {
+        let budget = Arc::new(Budget::new(100));
+        let mut one = Held::new(&budget);
+        one.take(60);
+        // Nothing is under way that could give bytes back.
+        one.take(60);
+        one.fly();
+        let (sender, receiver) = std::sync::mpsc::channel();
+        let shared = Arc::clone(&budget);
+        let waiting = std::thread::spawn(move || {
+            let mut two = Held::new(&shared);
+            two.take(50);
+            sender.send(()).unwrap();
+        });
+        assert!(receiver.recv_timeout(std::time::Duration::from_millis(50)).is_err());
+        drop(one);
+        receiver.recv().unwrap();
+        waiting.join().unwrap();
+        assert_eq!(budget.locked().used, 0);
+    }
+}

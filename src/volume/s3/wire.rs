@@ -1,0 +1,299 @@
+//! What goes over the wire: every request is counted, every refusal becomes a [`Refused`] with the server's own code,
+//! and a listing that cannot be whole is an error.
+//!
+//! It sits between `object_store` and its HTTP client, so it sees each request once, whoever asked for it. The body of a
+//! refusal is reduced to code and message: it may name keys and strings to sign.
+
+use std::{
+    fmt,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use futures_util::StreamExt;
+use object_store::{
+    Certificate, ClientOptions,
+    client::{
+        HttpClient, HttpConnector, HttpError, HttpErrorKind, HttpRequest, HttpResponse, HttpResponseBody, HttpService,
+        ReqwestConnector,
+    },
+};
+
+use crate::{model::show, volume::Requests};
+
+/// A refusal's body is read up to this many bytes; what servers say fits well.
+const REFUSAL_LEN_MAX: usize = 64 << 10;
+/// A page of a listing has at most 1,000 keys of at most 1,024 bytes and about 300 bytes of markup each.
+const PAGE_LEN_MAX: usize = 16 << 20;
+/// Longest server's message that is shown.
+const MESSAGE_LEN_MAX: usize = 300;
+/// Credentials are asked for this often: without them nothing else can be asked.
+const CREDENTIALS_TRY_COUNT: u32 = 3;
+const CREDENTIALS_PAUSE: Duration = Duration::from_millis(200);
+
+/// An answer that is not a success.
+#[derive(Debug)]
+pub(super) struct Refused {
+    pub status: u16,
+    /// The server's own name for it, such as `SlowDown`; may be empty.
+    pub code: String,
+    message: String,
+}
+
+impl fmt::Display for Refused {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "the server says {}", self.status)?;
+        if !self.code.is_empty() {
+            write!(f, " {}", self.code)?;
+        }
+        if !self.message.is_empty() {
+            write!(f, ": {}", self.message)?;
+        }
+        Ok(())
+    }
+}
+
+impl std::error::Error for Refused {}
+
+/// A body that is not what the request asked for.
+#[derive(Debug)]
+pub(super) struct Broken(pub &'static str);
+
+impl fmt::Display for Broken {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.0)
+    }
+}
+
+impl std::error::Error for Broken {}
+
+/// Nobody gives credentials.
+#[derive(Debug)]
+pub(super) struct NoCredentials(String);
+
+impl fmt::Display for NoCredentials {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "no credentials: {}", self.0)
+    }
+}
+
+impl std::error::Error for NoCredentials {}
+
+/// Counts of requests so far.
+#[derive(Debug, Default)]
+pub(super) struct Counts {
+    put: AtomicU64,
+    get: AtomicU64,
+    head: AtomicU64,
+    list: AtomicU64,
+    delete: AtomicU64,
+    other: AtomicU64,
+    sent_bytes: AtomicU64,
+    received_bytes: AtomicU64,
+}
+
+impl Counts {
+    pub fn read(&self) -> Requests {
+        let get = |count: &AtomicU64| count.load(Ordering::Relaxed);
+        Requests {
+            put: get(&self.put),
+            get: get(&self.get),
+            head: get(&self.head),
+            list: get(&self.list),
+            delete: get(&self.delete),
+            other: get(&self.other),
+            sent_bytes: get(&self.sent_bytes),
+            received_bytes: get(&self.received_bytes),
+        }
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum What {
+    Put,
+    Get,
+    Head,
+    List,
+    Delete,
+    Other,
+}
+
+impl What {
+    fn of(request: &HttpRequest) -> Self {
+        // All that is asked of the store is signed; what is asked of others is for credentials.
+        if !request.headers().contains_key("x-amz-content-sha256") {
+            return Self::Other;
+        }
+        let query = request.uri().query().unwrap_or_default();
+        let asks = |name: &str| query.split('&').any(|pair| pair.split('=').next() == Some(name));
+        match request.method().as_str() {
+            "PUT" => Self::Put,
+            "HEAD" => Self::Head,
+            "DELETE" => Self::Delete,
+            "GET" if asks("list-type") => Self::List,
+            "GET" => Self::Get,
+            "POST" if asks("delete") => Self::Delete,
+            _ => Self::Other,
+        }
+    }
+}
+
+/// Makes clients that count.
+#[derive(Debug)]
+pub(super) struct Connector {
+    pub counts: Arc<Counts>,
+    pub certificates: Vec<Certificate>,
+    pub is_tls: bool,
+}
+
+impl HttpConnector for Connector {
+    fn connect(&self, options: &ClientOptions) -> object_store::Result<HttpClient> {
+        // How long a request may take depends on its size, which only its caller knows.
+        let mut options = options.clone().with_timeout_disabled();
+        if !self.is_tls {
+            // Reading the system's certificates takes time, and fails where there are none.
+            options = options.with_no_system_certificates(true);
+        }
+        for certificate in &self.certificates {
+            options = options.with_root_certificate(certificate.clone());
+        }
+        let client = ReqwestConnector::default().connect(&options)?;
+        Ok(HttpClient::new(Wire { client, counts: Arc::clone(&self.counts) }))
+    }
+}
+
+#[derive(Debug)]
+struct Wire {
+    client: HttpClient,
+    counts: Arc<Counts>,
+}
+
+#[async_trait]
+impl HttpService for Wire {
+    async fn call(&self, request: HttpRequest) -> Result<HttpResponse, HttpError> {
+        let what = What::of(&request);
+        let count = match what {
+            What::Put => &self.counts.put,
+            What::Get => &self.counts.get,
+            What::Head => &self.counts.head,
+            What::List => &self.counts.list,
+            What::Delete => &self.counts.delete,
+            What::Other => &self.counts.other,
+        };
+        count.fetch_add(1, Ordering::Relaxed);
+        self.counts.sent_bytes.fetch_add(request.body().content_length() as u64, Ordering::Relaxed);
+        if what == What::Other {
+            return self.credentials(request).await;
+        }
+        let response = self.client.execute(request).await?;
+        if !response.status().is_success() {
+            return Err(refused(response).await);
+        }
+        if what != What::List {
+            let len = response.headers().get("content-length").filter(|_| what != What::Head);
+            let len = len.and_then(|len| len.to_str().ok()?.parse::<u64>().ok()).unwrap_or(0);
+            self.counts.received_bytes.fetch_add(len, Ordering::Relaxed);
+            return Ok(response);
+        }
+        let (parts, body) = response.into_parts();
+        let page = up_to(body, PAGE_LEN_MAX).await?;
+        self.counts.received_bytes.fetch_add(page.len() as u64, Ordering::Relaxed);
+        check_page(&page).map_err(|broken| HttpError::new(HttpErrorKind::Decode, broken))?;
+        Ok(HttpResponse::from_parts(parts, page.into()))
+    }
+}
+
+impl Wire {
+    async fn credentials(&self, request: HttpRequest) -> Result<HttpResponse, HttpError> {
+        for tries in 1.. {
+            let failed = match self.client.execute(request.clone()).await {
+                Ok(response) if response.status().is_success() => return Ok(response),
+                Ok(response) => format!("the server says {}", response.status().as_u16()),
+                Err(e) => e.to_string(),
+            };
+            if tries == CREDENTIALS_TRY_COUNT {
+                let host = request.uri().host().unwrap_or_default();
+                let failed = NoCredentials(format!("{host}: {failed}"));
+                return Err(HttpError::new(HttpErrorKind::Unknown, failed));
+            }
+            tokio::time::sleep(CREDENTIALS_PAUSE).await;
+        }
+        Err(HttpError::new(HttpErrorKind::Unknown, NoCredentials("asked too often".to_owned())))
+    }
+}
+
+/// A body's bytes; longer than `len_max` is an error.
+async fn up_to(body: HttpResponseBody, len_max: usize) -> Result<Vec<u8>, HttpError> {
+    let (mut stream, mut bytes) = (body.bytes_stream(), Vec::new());
+    while let Some(chunk) = stream.next().await {
+        let chunk = chunk?;
+        if bytes.len() + chunk.len() > len_max {
+            return Err(HttpError::new(HttpErrorKind::Decode, Broken("the answer is too long")));
+        }
+        bytes.extend_from_slice(&chunk);
+    }
+    Ok(bytes)
+}
+
+async fn refused(response: HttpResponse) -> HttpError {
+    let (parts, body) = response.into_parts();
+    let body = up_to(body, REFUSAL_LEN_MAX).await.unwrap_or_default();
+    let text = String::from_utf8_lossy(&body);
+    let of = |name: &str| -> String {
+        let found = element(&text, name).unwrap_or_default();
+        show::name(found.chars().take(MESSAGE_LEN_MAX).collect::<String>().as_bytes())
+    };
+    let refused = Refused { status: parts.status.as_u16(), code: of("Code"), message: of("Message") };
+    HttpError::new(HttpErrorKind::Unknown, refused)
+}
+
+/// The text of the first element of this name; no nesting, no attributes, as in S3's answers.
+fn element<'a>(text: &'a str, name: &str) -> Option<&'a str> {
+    let (_, rest) = text.split_once(&format!("<{name}>"))?;
+    rest.split_once(&format!("</{name}>")).map(|(found, _)| found)
+}
+
+/// Whether a page of a listing says the same of itself in all places: how many keys it has, and where the next begins.
+fn check_page(page: &[u8]) -> Result<(), Broken> {
+    let text = std::str::from_utf8(page).map_err(|_| Broken("the listing is no text"))?;
+    if !text.trim_end().ends_with("</ListBucketResult>") {
+        return Err(Broken("the listing is cut off"));
+    }
+    let next = element(text, "NextContinuationToken").is_some_and(|token| !token.is_empty());
+    match element(text, "IsTruncated") {
+        Some("true") if !next => return Err(Broken("the listing goes on, but does not say where")),
+        Some("false") if next => return Err(Broken("the listing has ended, but says where it goes on")),
+        Some("true" | "false") => {}
+        // Not saying is not a no.
+        _ => return Err(Broken("the listing does not say whether it goes on")),
+    }
+    let count = text.matches("<Contents>").count() + text.matches("<CommonPrefixes>").count();
+    match element(text, "KeyCount").map(str::parse::<usize>) {
+        Some(Ok(said)) if said != count => Err(Broken("the listing has not as many keys as it says")),
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::check_page;
+
+    #[test]
+    fn a_page_that_contradicts_itself() {
+        let page =
+            |inner: &str| check_page(format!("<ListBucketResult>{inner}</ListBucketResult>\n").as_bytes()).is_ok();
+        assert!(page("<IsTruncated>false</IsTruncated>"));
+        assert!(page("<IsTruncated>false</IsTruncated><KeyCount>1</KeyCount><Contents></Contents>"));
+        assert!(page("<IsTruncated>true</IsTruncated><NextContinuationToken>x</NextContinuationToken>"));
+        assert!(!page("<IsTruncated>true</IsTruncated>"));
+        assert!(!page("<IsTruncated>false</IsTruncated><NextContinuationToken>x</NextContinuationToken>"));
+        assert!(!page("<IsTruncated>false</IsTruncated><KeyCount>2</KeyCount><Contents></Contents>"));
+        assert!(!page(""));
+        assert!(check_page(b"<ListBucketResult><IsTruncated>false</IsTruncated>").is_err());
+        assert!(check_page(b"").is_err());
+    }
+}

@@ -1,0 +1,256 @@
+//! A server that fails at any request: a run ends as its exit code says, at most one record is made, nothing that was
+//! listed is lost, and a listing that failed is never an empty one.
+
+use std::fs;
+use std::path::PathBuf;
+
+use crate::support::proxy::{Fault, Proxy, Request};
+use crate::support::rng::Rng;
+use crate::support::s3::Server;
+use crate::support::tools::shell_ok;
+use crate::support::{Bk, Ran, World, exit, list};
+
+const OPTIONS: &str = "--frame-size 16KiB --part-size 64KiB --threads 1";
+/// What one request may take; the whole run is tried for six times as long.
+const TIMEOUT_MS: &str = "1500";
+
+/// A volume with a level 0 behind a proxy, and a source that has changed since.
+struct Scene {
+    world: World,
+    proxy: Proxy,
+    saved: PathBuf,
+}
+
+impl Scene {
+    fn new(name: &str) -> Self {
+        let world = World::on_s3(name);
+        let mut rng = Rng::new(400);
+        for n in 0..6 {
+            let len = rng.below(9_000) as usize;
+            fs::write(world.src.join(format!("f{n}")), rng.content(len)).unwrap();
+        }
+        fs::write(world.src.join("big"), rng.noise(90_000)).unwrap();
+        world.snapshot("c", &format!("{OPTIONS} --level 0")).ok();
+        fs::write(world.src.join("since"), rng.noise(70_000)).unwrap();
+        let proxy = Proxy::before(&world.server.as_ref().unwrap().endpoint);
+        let saved = world.path("saved");
+        shell_ok(r#"cp -a "$1" "$2""#, &[&world.path("s3"), &saved]);
+        Self { world, proxy, saved }
+    }
+
+    fn reset(&self) {
+        shell_ok(r#"find "$2" -mindepth 1 -delete; cp -a "$1/." "$2/""#, &[&self.saved, &self.world.path("s3")]);
+        let _ = fs::remove_dir_all(self.world.path("cache"));
+    }
+
+    fn bk(&self, words: &str) -> Bk {
+        self.world.bk(words).env("AWS_ENDPOINT_URL", &self.proxy.endpoint).env("BK_TEST_S3_TIMEOUT_MS", TIMEOUT_MS)
+    }
+
+    fn snapshot(&self, level: u8) -> Ran {
+        let bk = self.bk(&format!("snapshot --job c {OPTIONS} --level {level}")).small();
+        bk.arg("-C").arg(&self.world.src).arg(".").run()
+    }
+
+    /// The requests of a run that nothing happens to.
+    fn clean(&self, level: u8) -> Vec<Request> {
+        self.reset();
+        self.proxy.pass();
+        self.snapshot(level).ok();
+        self.proxy.seen()
+    }
+
+    /// What must hold whatever happened: looked at as the directory that it is, past the proxy.
+    fn check(&self, ran: &Ran, about: &str) {
+        let listed = list(&self.world.volume);
+        let made = match listed.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+            ["c/1"] => false,
+            ["c/1", "c/2"] => true,
+            _ => panic!("{about}: {listed:?}\n{}", ran.show()),
+        };
+        match ran.code() {
+            0 => assert!(made, "{about}: said done, but is not there\n{}", ran.show()),
+            exit::LOST => {}
+            exit::ERROR | exit::VOLUME | exit::INTEGRITY => {
+                assert!(!made, "{about}: said failed, but is there\n{}", ran.show());
+            }
+            code => panic!("{about}: exit code {code}\n{}", ran.show()),
+        }
+        assert!(!ran.said().contains(Server::secret()), "{about}: shows the secret\n{}", ran.show());
+        let verify = Bk::new("verify --data --volume").arg(&self.world.volume).run();
+        assert_eq!(verify.code(), 0, "{about}: verify\n{}", verify.show());
+    }
+}
+
+/// Gives each request of a run of `level` each of `faults` that fits it.
+fn at_every_request(name: &str, level: u8, faults: &[Fault], codes: &[i32]) {
+    let scene = Scene::new(name);
+    let requests = scene.clean(level);
+    assert!(requests.len() >= 15, "{requests:?}");
+    let mut came = 0;
+    for (n, request) in requests.iter().enumerate() {
+        for fault in faults.iter().filter(|fault| fault.fits(request)) {
+            let about = format!("level {level}, {fault:?} at request {}, {} {}", n + 1, request.method, request.target);
+            scene.reset();
+            scene.proxy.plan(n + 1, 1, *fault);
+            let ran = scene.snapshot(level);
+            came += scene.proxy.came();
+            assert!(codes.contains(&ran.code()), "{about}: not one of {codes:?}\n{}", ran.show());
+            scene.check(&ran, &about);
+        }
+    }
+    eprintln!("{name}: {came} faults at {} requests", requests.len());
+    assert!(came > 0, "no fault came");
+}
+
+/// What is got over by trying again.
+const PASSING: [Fault; 7] = [
+    Fault::Status(500),
+    Fault::Status(503),
+    Fault::Status(429),
+    Fault::ResetBefore,
+    Fault::ResetAfter,
+    Fault::Stall,
+    Fault::Cut,
+];
+const ANSWERS: [Fault; 6] =
+    [Fault::WrongRange, Fault::FlipSent, Fault::Twice, Fault::Late, Fault::KeysLost, Fault::PageCut];
+
+#[test]
+fn a_failure_that_passes_is_got_over_at_level_0() {
+    at_every_request("s3-passing-0", 0, &PASSING, &[0]);
+}
+
+#[test]
+fn a_failure_that_passes_is_got_over_at_level_1() {
+    at_every_request("s3-passing-1", 1, &PASSING, &[0]);
+}
+
+#[test]
+fn an_answer_that_is_wrong_is_got_over() {
+    at_every_request("s3-answers-0", 0, &ANSWERS, &[0]);
+    at_every_request("s3-answers-1", 1, &ANSWERS, &[0]);
+}
+
+#[test]
+fn a_flipped_byte_is_never_data() {
+    // A document is read again. A block of the base's index is an error, or the base is none.
+    at_every_request("s3-flip-0", 0, &[Fault::Flip], &[0, exit::VOLUME, exit::INTEGRITY]);
+    at_every_request("s3-flip-1", 1, &[Fault::Flip], &[0, exit::VOLUME, exit::INTEGRITY]);
+}
+
+#[test]
+fn what_is_read_through_failures_is_right_or_an_error() {
+    let scene = Scene::new("s3-reads");
+    scene.proxy.pass();
+    let big = fs::read(scene.world.src.join("big")).unwrap();
+    scene.bk("cat c/1 big --no-cache").run().ok();
+    let requests = scene.proxy.seen();
+    let passing = PASSING.iter().chain(&ANSWERS).map(|fault| (*fault, &[0][..]));
+    let faults: Vec<_> = passing.chain([(Fault::Flip, &[0, exit::VOLUME, exit::INTEGRITY][..])]).collect();
+    let mut came = 0;
+    for (n, request) in requests.iter().enumerate() {
+        for (fault, codes) in faults.iter().filter(|(fault, _)| fault.fits(request)) {
+            let about = format!("{fault:?} at request {}, {} {}", n + 1, request.method, request.target);
+            scene.proxy.plan(n + 1, 1, *fault);
+            let ran = scene.bk("cat c/1 big --no-cache --threads 1").run();
+            came += scene.proxy.came();
+            assert!(codes.contains(&ran.code()), "{about}\n{}", ran.show());
+            assert!(ran.code() != 0 || ran.stdout == big, "{about}: other bytes");
+            assert!(big.starts_with(&ran.stdout), "{about}: other bytes before the error");
+        }
+    }
+    assert!(came > 50, "only {came} faults came");
+}
+
+#[test]
+fn access_denied_ends_the_run_at_once() {
+    let scene = Scene::new("s3-denied");
+    let requests = scene.clean(1);
+    for n in 1..=requests.len() {
+        let about = format!("denied from request {n} on");
+        scene.reset();
+        scene.proxy.plan(n, usize::MAX, Fault::Status(403));
+        let ran = scene.snapshot(1);
+        // A commit that was made, but cannot be looked at, is unknown.
+        assert!([exit::ERROR, exit::VOLUME, exit::LOST].contains(&ran.code()), "{about}\n{}", ran.show());
+        assert!(ran.said().contains("403"), "{about}\n{}", ran.show());
+        // The one that is refused, those under way beside it, and what tidies up.
+        assert!(scene.proxy.seen().len() <= n + 12, "{about}: {:?}", scene.proxy.seen());
+        scene.check(&ran, &about);
+    }
+}
+
+#[test]
+fn a_server_that_stays_down_ends_the_run_in_time() {
+    let scene = Scene::new("s3-down");
+    let requests = scene.clean(1);
+    for n in (1..=requests.len()).step_by(5) {
+        for fault in [Fault::Status(503), Fault::ResetBefore, Fault::ResetAfter] {
+            let about = format!("{fault:?} from request {n} on");
+            scene.reset();
+            scene.proxy.plan(n, usize::MAX, fault);
+            let bk =
+                scene.bk(&format!("snapshot --job c {OPTIONS} --level 1")).small().env("BK_TEST_S3_TIMEOUT_MS", "30");
+            let ran = bk.arg("-C").arg(&scene.world.src).arg(".").run();
+            let listed = list(&scene.world.volume).len();
+            let codes: &[i32] = &[exit::ERROR, exit::VOLUME, exit::LOST];
+            assert!(codes.contains(&ran.code()), "{about}\n{}", ran.show());
+            // The server may have done what it never answered; then nobody can say so now.
+            let is_unknown = fault == Fault::ResetAfter && ran.code() == exit::LOST;
+            assert!(listed == 1 || is_unknown, "{about}\n{}", ran.show());
+            Bk::new("verify --data --volume").arg(&scene.world.volume).run().ok();
+        }
+    }
+}
+
+#[test]
+fn a_put_that_keeps_nothing_is_noticed() {
+    let scene = Scene::new("s3-kept-nothing");
+    let requests = scene.clean(0);
+    for (n, request) in requests.iter().enumerate().filter(|(_, request)| request.method == "PUT") {
+        let about = format!("nothing kept at request {}, {}", n + 1, request.target);
+        scene.reset();
+        scene.proxy.plan(n + 1, 1, Fault::KeptNothing);
+        let ran = scene.snapshot(0);
+        // Uploads run side by side: the n-th request may be another one this time.
+        assert!(ran.code() != 0 || scene.proxy.came() == 0, "{about}\n{}", ran.show());
+        scene.check(&ran, &about);
+    }
+}
+
+#[test]
+fn a_failed_listing_is_never_an_empty_one() {
+    let scene = Scene::new("s3-lists");
+    let before = fs::read_dir(scene.world.volume.join("data/c")).unwrap().count();
+    for fault in [Fault::Status(403), Fault::Status(500), Fault::KeysLost, Fault::PageCut, Fault::Cut] {
+        for words in ["list", "verify --quick", "expire --yes --allow-last --sweep-grace 0"] {
+            scene.reset();
+            // Only listings fail, all of them.
+            let asks = Request { method: "GET".into(), target: "/?list-type=2".into(), has_range: false };
+            assert!(fault.fits(&asks));
+            scene.proxy.plan(3, usize::MAX, fault);
+            let ran = scene.bk(words).env("BK_TEST_S3_TIMEOUT_MS", "30").run();
+            assert!(ran.code() != 0, "{words} with {fault:?}\n{}", ran.show());
+            assert_eq!(fs::read_dir(scene.world.volume.join("data/c")).unwrap().count(), before);
+            Bk::new("verify --data --volume").arg(&scene.world.volume).run().ok();
+        }
+    }
+}
+
+#[test]
+fn a_store_without_conditional_create_is_refused() {
+    let scene = Scene::new("s3-unconditional");
+    let place = format!("{}-2", scene.world.named().into_string().unwrap());
+    for (fault, says) in [(Fault::Unconditional, "conditional create"), (Fault::Status(501), "conditional create")] {
+        // Opening is a HEAD and a LIST; what follows are the probe's creates.
+        scene.proxy.plan(3, usize::MAX, fault);
+        let bk = scene.bk("volume create").arg(&place).env("BK_TEST_S3_TIMEOUT_MS", "100");
+        bk.run().code_is(&[exit::VOLUME]).says(says);
+        scene.proxy.plan(1, usize::MAX, Fault::Unconditional);
+        scene.bk("volume check").run().code_is(&[exit::VOLUME]).says("NO").says("If-None-Match");
+    }
+    scene.proxy.pass();
+    scene.bk("volume check").run().ok();
+    scene.bk("volume create").arg(&place).run().ok();
+}

@@ -1,0 +1,310 @@
+//! A proxy that fails: a small HTTP/1.1 forwarder on loopback between bk and an S3 server, one connection a request.
+//!
+//! It counts requests and gives the k-th one (or all from the k-th on) a [`Fault`]. Nothing is signed anew, so what it
+//! changes are answers, or whether and how often a request is passed on.
+
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+/// What happens to a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// It is not passed on; the answer is this status.
+    Status(u16),
+    /// It is not passed on; the connection ends.
+    ResetBefore,
+    /// It is passed on; the connection ends without an answer.
+    ResetAfter,
+    /// It is passed on; half of the answer comes, and then nothing for long.
+    Stall,
+    /// Half of the answer comes, and the connection ends.
+    Cut,
+    /// The answer to a GET of a range says that it is of another.
+    WrongRange,
+    /// A byte in the middle of an answer to a GET is another.
+    Flip,
+    /// A byte in the middle of what a PUT brings is another.
+    FlipSent,
+    /// A PUT is passed on twice; the answer is the second one's.
+    Twice,
+    /// A PUT is passed on a while after its connection has ended.
+    Late,
+    /// A listing loses its keys, but not what it says of them.
+    KeysLost,
+    /// A listing is cut off, and its length is right for that.
+    PageCut,
+    /// A PUT says 200, and nothing is kept.
+    KeptNothing,
+    /// A PUT is passed on as if it had no condition: to a store that knows none.
+    Unconditional,
+}
+
+impl Fault {
+    /// Whether it can come to a request.
+    pub fn fits(self, request: &Request) -> bool {
+        let is_get = request.method == "GET" && !request.is_list();
+        match self {
+            Self::WrongRange => is_get && request.has_range,
+            Self::Flip => is_get,
+            Self::FlipSent | Self::Twice | Self::Late | Self::KeptNothing | Self::Unconditional => {
+                request.method == "PUT"
+            }
+            Self::KeysLost | Self::PageCut => request.is_list(),
+            Self::Cut => request.method == "GET",
+            _ => true,
+        }
+    }
+}
+
+/// A request as it came.
+#[derive(Clone, Debug)]
+pub struct Request {
+    pub method: String,
+    pub target: String,
+    pub has_range: bool,
+}
+
+impl Request {
+    pub fn is_list(&self) -> bool {
+        self.method == "GET" && self.target.contains("list-type=2")
+    }
+}
+
+#[derive(Default)]
+struct State {
+    seen: Vec<Request>,
+    /// From which request on (1 is the first), how many that it fits, and what.
+    plan: Option<(usize, usize, Fault)>,
+    came: usize,
+}
+
+/// Runs as long as it lives.
+pub struct Proxy {
+    pub endpoint: String,
+    address: String,
+    state: Arc<Mutex<State>>,
+    ends: Arc<AtomicBool>,
+}
+
+impl Proxy {
+    /// Before the server at `endpoint`.
+    pub fn before(endpoint: &str) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let upstream = endpoint.strip_prefix("http://").unwrap().to_owned();
+        let (state, ends) = (Arc::new(Mutex::new(State::default())), Arc::new(AtomicBool::new(false)));
+        let (shared, end) = (Arc::clone(&state), Arc::clone(&ends));
+        std::thread::spawn(move || {
+            for client in listener.incoming() {
+                if end.load(Ordering::Relaxed) {
+                    return;
+                }
+                let (upstream, state) = (upstream.clone(), Arc::clone(&shared));
+                // A client that goes away is part of the game.
+                std::thread::spawn(move || drop(client.and_then(|client| serve(client, &upstream, &state))));
+            }
+        });
+        Self { endpoint: format!("http://{address}"), address, state, ends }
+    }
+
+    /// Forgets what was seen; the `count` requests from the `k`-th on that `fault` fits meet it.
+    pub fn plan(&self, k: usize, count: usize, fault: Fault) {
+        *self.state.lock().unwrap() = State { plan: Some((k, count, fault)), ..State::default() };
+    }
+
+    /// Forgets what was seen and passes everything on.
+    pub fn pass(&self) {
+        *self.state.lock().unwrap() = State::default();
+    }
+
+    /// What was seen since.
+    pub fn seen(&self) -> Vec<Request> {
+        self.state.lock().unwrap().seen.clone()
+    }
+
+    /// How many requests met the fault.
+    pub fn came(&self) -> usize {
+        self.state.lock().unwrap().came
+    }
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        self.ends.store(true, Ordering::Relaxed);
+        let _ = TcpStream::connect(&self.address);
+    }
+}
+
+/// Head and body of a request.
+fn read_request(client: &mut TcpStream) -> std::io::Result<(String, Vec<u8>)> {
+    let mut head = Vec::new();
+    let mut byte = [0];
+    while !head.ends_with(b"\r\n\r\n") {
+        client.read_exact(&mut byte)?;
+        head.push(byte[0]);
+    }
+    let head = String::from_utf8_lossy(&head).into_owned();
+    let len = header(&head, "content-length").and_then(|len| len.parse().ok()).unwrap_or(0);
+    let mut body = vec![0; len];
+    client.read_exact(&mut body)?;
+    Ok((head, body))
+}
+
+fn header<'a>(head: &'a str, name: &str) -> Option<&'a str> {
+    let mut lines = head.lines().filter_map(|line| line.split_once(':'));
+    lines.find(|(found, _)| found.eq_ignore_ascii_case(name)).map(|(_, value)| value.trim())
+}
+
+/// Passes a request on; gives head and body of the answer.
+fn forward(upstream: &str, head: &str, body: &[u8]) -> std::io::Result<(String, Vec<u8>)> {
+    let mut server = TcpStream::connect(upstream)?;
+    let head = head.strip_suffix("\r\n").unwrap_or(head);
+    server.write_all(format!("{head}connection: close\r\n\r\n").as_bytes())?;
+    server.write_all(body)?;
+    let mut answer = Vec::new();
+    server.read_to_end(&mut answer)?;
+    let end = answer.windows(4).position(|four| four == b"\r\n\r\n").ok_or(std::io::ErrorKind::UnexpectedEof)?;
+    let body = answer.split_off(end + 4);
+    Ok((String::from_utf8_lossy(&answer).into_owned(), body))
+}
+
+/// The head with a header set.
+fn with_header(head: &str, name: &str, value: &str) -> String {
+    let kept = head
+        .trim_end()
+        .lines()
+        .filter(|line| !line.split_once(':').is_some_and(|(found, _)| found.eq_ignore_ascii_case(name)));
+    let lines: Vec<&str> = kept.collect();
+    format!("{}\r\n{name}: {value}\r\n\r\n", lines.join("\r\n"))
+}
+
+/// The body of an answer that came in chunks, as a whole, and its head for that.
+fn whole((head, body): (String, Vec<u8>)) -> (String, Vec<u8>) {
+    if !header(&head, "transfer-encoding").is_some_and(|how| how.eq_ignore_ascii_case("chunked")) {
+        return (head, body);
+    }
+    let (mut out, mut rest) = (Vec::new(), &body[..]);
+    while let Some(end) = rest.windows(2).position(|two| two == b"\r\n") {
+        let len = usize::from_str_radix(std::str::from_utf8(&rest[..end]).unwrap().trim(), 16).unwrap();
+        if len == 0 {
+            break;
+        }
+        out.extend_from_slice(&rest[end + 2..end + 2 + len]);
+        rest = &rest[end + 2 + len + 2..];
+    }
+    let lines: Vec<&str> =
+        head.lines().filter(|line| !line.to_ascii_lowercase().starts_with("transfer-encoding")).collect();
+    (with_header(&lines.join("\r\n"), "content-length", &out.len().to_string()), out)
+}
+
+fn serve(mut client: TcpStream, upstream: &str, state: &Mutex<State>) -> std::io::Result<()> {
+    client.set_nodelay(true)?;
+    let (head, body) = read_request(&mut client)?;
+    let mut words = head.split(' ');
+    let (method, target) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
+    let has_range = header(&head, "range").is_some();
+    let request = Request { method: method.to_owned(), target: target.to_owned(), has_range };
+    let fault = {
+        let mut state = state.lock().unwrap();
+        state.seen.push(request.clone());
+        let number = state.seen.len();
+        let plan = state.plan.filter(|(k, count, fault)| {
+            number >= *k && state.came < *count && (number == *k || *count > 1) && fault.fits(&request)
+        });
+        state.came += usize::from(plan.is_some());
+        plan.map(|(_, _, fault)| fault)
+    };
+    let fresh = || -> std::io::Result<(String, Vec<u8>)> { Ok(whole(forward(upstream, &head, &body)?)) };
+    let half = |client: &mut TcpStream, (head, body): (String, Vec<u8>)| match body.is_empty() {
+        true => client.write_all(&head.as_bytes()[..head.len() / 2]),
+        false => client.write_all(head.as_bytes()).and_then(|()| client.write_all(&body[..body.len() / 2])),
+    };
+    let (mut head_back, mut body_back) = match fault {
+        Some(Fault::Status(status)) => {
+            let (code, text) = match status {
+                403 => ("AccessDenied", "Access Denied"),
+                429 => ("TooManyRequests", "Slow down"),
+                503 => ("SlowDown", "Please reduce your request rate."),
+                _ => ("InternalError", "We encountered an internal error. Please try again."),
+            };
+            let xml = format!("<?xml version=\"1.0\"?><Error><Code>{code}</Code><Message>{text}</Message></Error>");
+            let body = if request.method == "HEAD" { String::new() } else { xml };
+            (
+                format!("HTTP/1.1 {status} X\r\ncontent-length: {}\r\nconnection: close\r\n\r\n", body.len()),
+                body.into_bytes(),
+            )
+        }
+        Some(Fault::ResetBefore) => return Ok(()),
+        Some(Fault::ResetAfter) => return fresh().map(drop),
+        Some(Fault::Late) => {
+            drop(client);
+            std::thread::sleep(Duration::from_millis(8));
+            return fresh().map(drop);
+        }
+        Some(Fault::Stall) => {
+            half(&mut client, fresh()?)?;
+            // Till the client has given up.
+            client.set_read_timeout(Some(Duration::from_secs(20)))?;
+            return client.read(&mut [0]).map(drop);
+        }
+        Some(Fault::Cut) => return half(&mut client, fresh()?),
+        Some(Fault::FlipSent) => {
+            let mut body = body.clone();
+            let at = body.len() / 2;
+            body[at] ^= 0x10;
+            whole(forward(upstream, &head, &body)?)
+        }
+        Some(Fault::Twice) => {
+            fresh()?;
+            fresh()?
+        }
+        Some(Fault::KeptNothing) => {
+            let head = "HTTP/1.1 200 OK\r\nETag: \"0123\"\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
+            (head.to_owned(), Vec::new())
+        }
+        Some(Fault::Unconditional) => {
+            // It would not be let through without its condition, which is signed: first the object goes.
+            let (head, body) = fresh()?;
+            if head.starts_with("HTTP/1.1 412") {
+                let head = "HTTP/1.1 200 OK\r\nETag: \"0123\"\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
+                (head.to_owned(), Vec::new())
+            } else {
+                (head, body)
+            }
+        }
+        _ => fresh()?,
+    };
+    let is_good = head_back.starts_with("HTTP/1.1 2");
+    match fault {
+        Some(Fault::WrongRange) if is_good => {
+            let range = header(&head_back, "content-range").unwrap_or("bytes 0-0/1").to_owned();
+            let rest = range.trim_start_matches("bytes ").to_owned();
+            let (span, total) = rest.split_once('/').unwrap();
+            let (from, to) = span.split_once('-').unwrap();
+            let add = |n: &str| n.parse::<u64>().unwrap() + 1;
+            let (from, to) = (add(from), add(to));
+            head_back = with_header(&head_back, "content-range", &format!("bytes {from}-{to}/{}", add(total)));
+        }
+        Some(Fault::Flip) if is_good && !body_back.is_empty() => {
+            let at = body_back.len() / 2;
+            body_back[at] ^= 0x10;
+        }
+        Some(Fault::KeysLost) if is_good => {
+            let text = String::from_utf8_lossy(&body_back).into_owned();
+            if let (Some(from), Some(to)) = (text.find("<Contents>"), text.rfind("</Contents>")) {
+                body_back = format!("{}{}", &text[..from], &text[to + "</Contents>".len()..]).into_bytes();
+            }
+            head_back = with_header(&head_back, "content-length", &body_back.len().to_string());
+        }
+        Some(Fault::PageCut) if is_good => {
+            body_back.truncate(body_back.len() / 2);
+            head_back = with_header(&head_back, "content-length", &body_back.len().to_string());
+        }
+        _ => {}
+    }
+    client.write_all(with_header(&head_back, "connection", "close").as_bytes())?;
+    client.write_all(&body_back)
+}
