@@ -56,7 +56,7 @@ fn seed() -> &'static Seed {
                 one_file_system: false,
             },
             patterns: vec![],
-            stream: None,
+            streams: vec![],
             level: Some(level::Request::default()),
             keep: None,
             pipeline: pipeline::Settings { threads: 1, codec: Codec::None, frame_len: 4096, verify_all: false },

@@ -50,12 +50,12 @@ fn request(context: &Context<'_>, args: &SnapshotArgs) -> Result<Request> {
         })?;
         patterns.extend(parse_exclude_file(&text));
     }
-    let stream = match (&args.stdin, args.run.is_empty()) {
-        (Some(name), _) => Some((name.parse()?, Input::Stdin)),
-        (None, true) => None,
+    let streams = match (&args.stdin, args.run.is_empty()) {
+        (Some(name), _) => vec![(name.parse()?, Input::Stdin)],
+        (None, true) => Vec::new(),
         (None, false) => {
             let name = args.stream_name.as_ref().map_or_else(|| Ok(job.clone()), |name| name.parse())?;
-            Some((name, Input::Command(args.run.clone())))
+            vec![(name, Input::Command(args.run.clone()))]
         }
     };
     Ok(Request {
@@ -71,7 +71,7 @@ fn request(context: &Context<'_>, args: &SnapshotArgs) -> Result<Request> {
             one_file_system: args.one_file_system,
         },
         patterns,
-        stream,
+        streams,
         pipeline: pipeline::Settings {
             threads: meaning::threads(context.global)?,
             codec: storing.codec,

@@ -27,10 +27,10 @@ fn request(dir: &std::path::Path, codec: Codec, level: u8) -> snapshot::Request 
             one_file_system: false,
         },
         patterns: Vec::new(),
-        stream: Some((
+        streams: vec![(
             "numbers".parse().unwrap(),
             snapshot::Input::Command(vec!["seq".into(), "1".into(), "900".into()]),
-        )),
+        )],
         pipeline: pipeline::Settings { threads: 1, codec, frame_len: 4096, verify_all: true },
         level: Some(level::Request { level, ..level::Request::default() }),
         keep: None,

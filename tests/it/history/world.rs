@@ -285,7 +285,7 @@ impl World {
             patterns,
             level: Some(level),
             keep: keep.map(|text| text.parse().unwrap()),
-            stream: self.has_stream[job].then(|| (STREAM.parse().unwrap(), input)),
+            streams: self.has_stream[job].then(|| (STREAM.parse().unwrap(), input)).into_iter().collect(),
             pipeline: pipeline::Settings {
                 threads: shape.threads,
                 codec: shape.codec,
