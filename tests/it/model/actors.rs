@@ -348,10 +348,13 @@ impl Doer {
     fn candidate(&self) -> Result<()> {
         let clock = self.clock(Ticks::Steady);
         let Some(held) = self.acquire(&clock)? else { return Ok(()) };
-        let sched = self.sched.as_ref().unwrap();
-        sched.holds(held.epoch(), true);
-        let _ = self.volume.store.free_bytes();
-        sched.holds(held.epoch(), false);
+        // Who has waited as long as a lease is good has taken it from one who was too slow to renew it: that is as it should be.
+        let has_waited = Duration::from_millis(clock.boot_ms()) >= LEASE_TIMES.free_after();
+        if let Some(sched) = self.sched.as_ref().filter(|_| !has_waited) {
+            sched.holds(held.epoch(), true);
+            let _ = self.volume.store.free_bytes();
+            sched.holds(held.epoch(), false);
+        }
         held.release(&clock)
     }
 
@@ -359,6 +362,8 @@ impl Doer {
     fn leased(&self, level: u8, keep: bool, ticks: Ticks) -> Result<()> {
         let clock = self.clock(ticks);
         let Some(mut held) = self.acquire(&clock)? else { return Ok(()) };
+        // Of level 0 nothing is wrong but that there are two.
+        let level = if self.mutant == Mutant::LeaseIsGuard { 0 } else { level };
         let ran = self.run(level, 0, keep, Some((&mut held, &clock)));
         let _ = held.release(&clock);
         ran
@@ -501,7 +506,13 @@ impl Doer {
                 Some(record) => Verdict::Lost { by: record.common().seq, why: "was first" },
                 None => judge(mine, chain, between),
             }),
-            Mutant::NoBetween | Mutant::LeaseIsGuard => {
+            Mutant::LeaseIsGuard if snapshot.epoch > 0 => {
+                catalog::commit_by(&self.volume, snapshot, |mine, between| match judge(mine, chain, between) {
+                    Verdict::Lost { .. } => Verdict::Aim,
+                    other => other,
+                })
+            }
+            Mutant::NoBetween => {
                 catalog::commit_by(&self.volume, snapshot, |mine, between| match judge(mine, chain, between) {
                     Verdict::Lost { .. } => Verdict::Aim,
                     other => other,

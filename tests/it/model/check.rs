@@ -32,7 +32,7 @@ impl Checker {
         self.told.insert(nonce.to_owned(), won);
     }
 
-    /// With clocks that go and nothing that fails, the lease has one holder.
+    /// With nothing that fails and nobody who waits too long, the lease has one holder.
     pub fn holds_lease(&mut self, epoch: u64, holds: bool) {
         if !holds {
             return self.held.retain(|held| *held != epoch);

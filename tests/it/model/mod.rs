@@ -125,10 +125,12 @@ fn no_schedule_breaks_the_log() {
     }
 }
 
-fn is_caught(mutant: Mutant) {
+fn is_caught(mutant: Mutant) -> String {
     let (found, steps, played) = search(50_000, mutant);
     let Some((seed, violation)) = found else { panic!("{mutant:?} was not caught in {played} worlds, {steps} steps") };
-    println!("{mutant:?}: caught after {played} worlds (seed {seed}): {}", violation.lines().next().unwrap_or(""));
+    let first = violation.lines().next().unwrap_or("").to_owned();
+    println!("{mutant:?}: caught after {played} worlds (seed {seed}): {first}");
+    first
 }
 
 #[test]
@@ -168,7 +170,8 @@ fn caught_error_taken_as_no() {
 
 #[test]
 fn caught_lease_as_the_only_guard() {
-    is_caught(Mutant::LeaseIsGuard);
+    let violation = is_caught(Mutant::LeaseIsGuard);
+    assert!(violation.contains("are of one round"), "{violation}");
 }
 
 #[test]
