@@ -13,6 +13,7 @@
     reason = "a test says what is wrong by stopping there"
 )]
 
+mod ahead;
 mod bits;
 mod cli;
 mod corpus;
