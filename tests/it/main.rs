@@ -19,6 +19,7 @@ mod cli;
 mod corpus;
 mod crash;
 mod damage;
+mod devices;
 mod expiry;
 mod floors;
 mod golden;
