@@ -7,6 +7,7 @@ pub mod export;
 pub mod keep;
 pub mod list;
 pub mod ls;
+pub mod mount;
 pub mod restore;
 pub mod snapshot;
 pub mod verify;
