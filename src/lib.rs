@@ -18,7 +18,7 @@
 //! # The life of a snapshot
 //!
 //! 1. `cli::snapshot` turns what was typed into a [`ops::snapshot::Request`].
-//! 2. [`ops::snapshot::run`] checks the volume and reads the job's log, once; [`plan::level`] chooses level and base.
+//! 2. [`ops::snapshot::prepare`] checks the volume and reads the job's log, once; [`plan::level`] chooses level and base.
 //! 3. [`source::walk`] tells entries in order; [`engine::write::tree`] writes each one's tar header and reads its bytes behind it,
 //!    straight into the frame of [`engine::write::framer`].
 //!    Of an increment, [`engine::write::increment`] holds each directory against the base and [`engine::write::delta`] each long content.

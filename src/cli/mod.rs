@@ -4,6 +4,7 @@ mod browse;
 mod check;
 mod exit;
 mod expire;
+mod lease;
 mod list;
 mod mount;
 mod output;
@@ -66,6 +67,7 @@ fn run(cli: &Cli, out: &Output, signals: &signals::Signals) -> Result<Ended> {
         Command::Hold(args) => expire::hold(&context, args),
         Command::Release(args) => expire::release(&context, args),
         Command::Why(args) => expire::why(&context, args),
+        Command::Lease(command) => lease::run(&context, command),
         Command::Volume(command) => volume::run(&context, command),
         Command::Completions { shell } => shell::completions(*shell),
         Command::Man { dir } => shell::man(dir),

@@ -84,6 +84,9 @@ pub enum Command {
     Release(ReleaseArgs),
     /// Tell why a snapshot is still there, or no more
     Why(WhyArgs),
+    /// Show or end the leases of jobs: who is at work
+    #[command(subcommand)]
+    Lease(LeaseCommand),
     /// Make or describe a volume
     #[command(subcommand)]
     Volume(VolumeCommand),
@@ -167,6 +170,9 @@ pub struct SnapshotArgs {
     /// How long to keep it: `4w`, `1w 3d`, `6mo`, `never` (default: never ending)
     #[arg(long, value_name = "TIME", env = "BK_EXPIRE")]
     pub expire: Option<String>,
+    /// Do nothing, with exit 0, when the job has a snapshot that is younger: `20h`, `6d`
+    #[arg(long, value_name = "TIME")]
+    pub min_interval: Option<String>,
     /// Show level, base and expiry, and stop there
     #[arg(long, short = 'n')]
     pub dry_run: bool,
@@ -389,6 +395,31 @@ pub struct ReleaseArgs {
 pub struct WhyArgs {
     /// The snapshot; an expired one by its number
     pub snapshot: String,
+}
+
+/// `bk lease`
+#[derive(Debug, Subcommand)]
+pub enum LeaseCommand {
+    /// List the newest lease of each job
+    List {
+        /// Only this job
+        job: Option<String>,
+    },
+    /// End a lease that is in the way; without it, a run waits at most 36 seconds for one that is not renewed
+    Release(LeaseReleaseArgs),
+}
+
+/// `bk lease release`
+#[derive(Debug, Args)]
+pub struct LeaseReleaseArgs {
+    /// The job
+    pub job: String,
+    /// Also one that is renewed: its run is not stopped by that, and may still count
+    #[arg(long)]
+    pub yes: bool,
+    /// This node's name in the lease (default: the host's name)
+    #[arg(long, env = "BK_NODE", value_name = "NAME")]
+    pub node: Option<String>,
 }
 
 /// `bk volume`

@@ -5,6 +5,7 @@ pub mod diff;
 pub mod expire;
 pub mod export;
 pub mod keep;
+pub mod lease;
 pub mod list;
 pub mod ls;
 pub mod mount;
