@@ -6,6 +6,7 @@ mod exit;
 mod expire;
 mod lease;
 mod list;
+mod mount;
 mod output;
 mod progress;
 mod restore;
@@ -56,6 +57,8 @@ fn run(cli: &Cli, out: &Output, signals: &signals::Signals) -> Result<Ended> {
         Command::List(args) => list::run(&context, args),
         Command::Ls(args) => browse::ls(&context, args),
         Command::Cat(args) => browse::cat(&context, args),
+        Command::Mount(args) => mount::mount(&context, args),
+        Command::Umount(args) => mount::umount(&context, args),
         Command::Export(args) => browse::export(&context, args),
         Command::Diff(args) => browse::diff(&context, args),
         Command::Restore(args) => restore::run(&context, args),

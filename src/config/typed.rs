@@ -66,6 +66,10 @@ pub enum Command {
     Cat(CatArgs),
     /// Restore a snapshot, or parts of it
     Restore(RestoreArgs),
+    /// Show snapshots as a file system
+    Mount(MountArgs),
+    /// Unmount what `bk mount` mounted
+    Umount(UmountArgs),
     /// Write a snapshot's tree to standard output as one tar
     Export(ExportArgs),
     /// Check what is stored
@@ -261,6 +265,49 @@ pub struct RestoreArgs {
     /// The stream for --to-device
     #[arg(long, value_name = "NAME", requires = "to_device")]
     pub stream: Option<String>,
+}
+
+/// `bk mount`
+#[derive(Debug, Args)]
+#[command(
+    allow_missing_positional = true,
+    after_help = "Examples:\n  bk mount --volume /srv/bk /mnt/bk\n  bk mount --volume /srv/bk --daemon home/latest /mnt/home\nEnd it with Ctrl-C, SIGTERM or `bk umount`. See docs/mount.md."
+)]
+pub struct MountArgs {
+    /// Only this snapshot; all of the volume by default
+    pub snapshot: Option<String>,
+    /// The directory to mount on
+    #[arg(required = true, value_name = "MOUNTPOINT")]
+    pub mount_point: Option<PathBuf>,
+    /// Return when it is mounted, and serve in the background
+    #[arg(long)]
+    pub daemon: bool,
+    /// Let other users in, as far as owners, modes and access lists let them
+    #[arg(long)]
+    pub allow_other: bool,
+    /// Let programs in it be run
+    #[arg(long)]
+    pub allow_exec: bool,
+    /// Keep this much decoded content in memory (default: 256MiB, or a tenth of the memory if that is less)
+    #[arg(long, value_name = "SIZE")]
+    pub cache_size: Option<String>,
+    /// Give a program an I/O error after this many seconds without an answer from the volume (default: 60; on S3 120)
+    #[arg(long, value_name = "SECONDS")]
+    pub read_timeout: Option<u64>,
+}
+
+/// `bk umount`
+#[derive(Debug, Args)]
+pub struct UmountArgs {
+    /// Where it is mounted
+    #[arg(value_name = "MOUNTPOINT")]
+    pub mount_point: PathBuf,
+    /// Also when it is in use: out of sight now, ended with its last user
+    #[arg(long)]
+    pub lazy: bool,
+    /// Unmount the mount with this device when standard input ends
+    #[arg(long, hide = true, value_name = "DEVICE")]
+    pub after: Option<String>,
 }
 
 /// `bk export`

@@ -8,6 +8,7 @@ pub mod keep;
 pub mod lease;
 pub mod list;
 pub mod ls;
+pub mod mount;
 pub mod restore;
 pub mod snapshot;
 pub mod verify;
