@@ -5,7 +5,7 @@ use std::path::Path;
 use super::{Context, Ended};
 use crate::{
     clock::{Clock, System},
-    config::{meaning, typed::VolumeCommand},
+    config::typed::VolumeCommand,
     error::Result,
     model::{place::Place, units::show_size},
     ops::list,
@@ -30,7 +30,7 @@ fn named(context: &Context<'_>, place: Option<&Path>) -> Result<Volume> {
 
 fn create(context: &Context<'_>, place: &Path) -> Result<Ended> {
     let place = Place::parse(place.to_owned())?;
-    let volume = volume::create(&place, &meaning::access(context.global), System.now()?)?;
+    let volume = volume::create(&place, &context.access(), System.now()?)?;
     if context.out.is_json() {
         context.out.object("result", &list::info(&volume, &System)?)?;
     } else {

@@ -48,6 +48,7 @@ pub fn access(global: &Global) -> Access {
         path_style: global.path_style,
         ca_file: global.ca_file.clone().filter(|path| !path.as_os_str().is_empty()),
         no_cache: global.no_cache,
+        ..Access::default()
     }
 }
 

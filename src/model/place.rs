@@ -2,6 +2,7 @@
 
 use std::{fmt, path::PathBuf};
 
+use super::stop::Stop;
 use crate::error::{Error, Result};
 
 /// A directory or an S3 prefix.
@@ -35,6 +36,8 @@ pub struct Access {
     pub ca_file: Option<PathBuf>,
     /// Keep no copies of records and indexes on this machine.
     pub no_cache: bool,
+    /// A signal that ends what waits for the store.
+    pub stop: Stop,
 }
 
 impl Place {

@@ -8,6 +8,7 @@
 use std::{
     fs::{self, DirBuilder, OpenOptions},
     io::{Read, Write},
+    ops::Range,
     os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt},
     path::{Path, PathBuf},
     sync::{
@@ -147,6 +148,23 @@ impl Store for Cached {
         let bytes = self.inner.read(key, len_max)?;
         self.keep(key, &bytes);
         Ok(bytes)
+    }
+
+    fn find(&self, key: &str, len_max: u64) -> Result<Option<Vec<u8>>> {
+        self.inner.find(key, len_max)
+    }
+
+    fn expect(&self, key: &str, range: Range<u64>) {
+        self.inner.expect(key, range);
+    }
+
+    fn ahead_len(&self) -> u64 {
+        self.inner.ahead_len()
+    }
+
+    fn forget(&self, key: &str) {
+        let _ = fs::remove_file(self.path(key));
+        self.inner.forget(key);
     }
 
     fn head(&self, key: &str) -> Result<Option<u64>> {

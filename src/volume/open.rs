@@ -127,11 +127,10 @@ fn open_local(path: &Path) -> Result<Volume> {
 
 /// Opens the volume in a store; `shown` is its name in messages.
 pub fn open_on(store: Arc<dyn Store>, shown: String) -> Result<Volume> {
-    if store.head(VOLUME_KEY)?.is_none() {
+    let Some(bytes) = store.find(VOLUME_KEY, VOLUME_FILE_MAX)? else {
         return Err(Error::new(Kind::Volume, format!("{shown} is not a volume: it has no {VOLUME_KEY}"))
             .with_hint(format!("is it mounted? `bk volume create {shown}` makes a new one")));
-    }
-    let file = VolumeFile::decode(&store.read(VOLUME_KEY, VOLUME_FILE_MAX)?)
-        .map_err(|e| e.context(format!("{VOLUME_KEY} in {shown}")))?;
+    };
+    let file = VolumeFile::decode(&bytes).map_err(|e| e.context(format!("{VOLUME_KEY} in {shown}")))?;
     Ok(Volume { store, file, shown })
 }

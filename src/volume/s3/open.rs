@@ -8,9 +8,11 @@ use object_store::{
 };
 
 use super::{
-    Inner, S3Store,
+    Inner, S3Store, Threads,
+    ahead::Ahead,
     retry::Limits,
     upload::Budget,
+    watch::Watch,
     wire::{Connector, Counts},
 };
 use crate::{
@@ -51,8 +53,10 @@ impl S3Store {
             limits: Limits::from_env(),
             counts,
             budget: Arc::new(Budget::new(in_flight)),
+            watch: Watch::new(access.stop.clone()),
+            ahead: Ahead::default(),
         };
-        Ok(Self { inner: Arc::new(inner), runtime: Arc::new(runtime) })
+        Ok(Self { inner: Arc::new(inner), threads: Arc::new(Threads(Some(runtime))) })
     }
 }
 
