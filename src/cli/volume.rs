@@ -30,7 +30,7 @@ fn named(context: &Context<'_>, place: Option<&Path>) -> Result<Volume> {
 
 fn create(context: &Context<'_>, place: &Path) -> Result<Ended> {
     let place = Place::parse(place.to_owned())?;
-    let volume = volume::create(&place, &context.access(), System.now()?)?;
+    let volume = volume::create(&place, &context.access()?, System.now()?)?;
     if context.out.is_json() {
         context.out.object("result", &list::info(&volume, &System)?)?;
     } else {

@@ -7,6 +7,7 @@ use crate::{
     model::{
         ids::Name,
         place::{Access, Place},
+        stop::Stop,
         units::parse_size,
     },
 };
@@ -41,15 +42,16 @@ pub fn volume(global: &Global) -> Result<Place> {
 }
 
 /// How an S3 volume is reached.
-pub fn access(global: &Global) -> Access {
-    Access {
+pub fn access(global: &Global) -> Result<Access> {
+    Ok(Access {
         endpoint: global.endpoint.clone().filter(|text| !text.is_empty()),
         region: global.region.clone().filter(|text| !text.is_empty()),
         path_style: global.path_style,
         ca_file: global.ca_file.clone().filter(|path| !path.as_os_str().is_empty()),
         no_cache: global.no_cache,
-        ..Access::default()
-    }
+        cache_len: parse_size(&global.cache_size).map_err(|e| e.context("--cache-size"))?,
+        stop: Stop::default(),
+    })
 }
 
 /// Worker threads: as asked, or one for each processor.

@@ -42,6 +42,17 @@ pub struct Global {
     /// S3: keep no copies of records and indexes on this machine
     #[arg(long, global = true, help_heading = "S3 volumes")]
     pub no_cache: bool,
+    /// S3: let such copies take this much, for all volumes together
+    #[arg(
+        long,
+        global = true,
+        env = "BK_CACHE_SIZE",
+        value_name = "SIZE",
+        default_value = "1GiB",
+        hide_env_values = true,
+        help_heading = "S3 volumes"
+    )]
+    pub cache_size: String,
     /// Print JSON, one object a line
     #[arg(long, global = true)]
     pub json: bool,

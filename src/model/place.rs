@@ -36,6 +36,8 @@ pub struct Access {
     pub ca_file: Option<PathBuf>,
     /// Keep no copies of records and indexes on this machine.
     pub no_cache: bool,
+    /// Copies of all volumes take at most so many bytes here.
+    pub cache_len: u64,
     /// A signal that ends what waits for the store.
     pub stop: Stop,
 }

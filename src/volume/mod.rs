@@ -2,9 +2,10 @@
 //!
 //! Objects are created whole and once, never changed. A create that returns has made the object durable.
 
-mod cache;
+mod copies;
 pub mod local;
 pub mod memory;
+mod near;
 mod open;
 pub mod probe;
 pub mod s3;

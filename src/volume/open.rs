@@ -2,7 +2,7 @@
 
 use std::{path::Path, sync::Arc};
 
-use super::{Created, Store, cache::Cached, local::LocalStore, probe, s3::S3Store};
+use super::{Created, Store, copies::Copies, local::LocalStore, near::Near, probe, s3::S3Store};
 use crate::{
     error::{Error, Kind, Result},
     format::{
@@ -45,9 +45,8 @@ pub fn open(place: &Place, access: &Access) -> Result<Volume> {
         Place::S3(bucket) => {
             let store = S3Store::open(bucket, access)?;
             let mut volume = open_on(Arc::new(store), bucket.to_string()).map_err(unreachable)?;
-            if !access.no_cache {
-                volume.store = Cached::over(volume.store, volume.file.id.as_str());
-            }
+            let copies = if access.no_cache { None } else { Copies::of(volume.file.id.as_str(), access.cache_len) };
+            volume.store = Arc::new(Near::new(volume.store, copies));
             Ok(volume)
         }
     }

@@ -37,6 +37,7 @@ mod reference;
 mod roundtrip;
 mod s3;
 mod s3_faults;
+mod s3_signals;
 mod space;
 mod stock;
 mod streams;

@@ -20,6 +20,8 @@ pub enum Fault {
     ResetAfter,
     /// It is passed on; half of the answer comes, and then nothing for long.
     Stall,
+    /// It is not passed on, and no answer comes as long as the client waits.
+    Hang,
     /// Half of the answer comes, and the connection ends.
     Cut,
     /// The answer to a GET of a range says that it is of another.
@@ -248,6 +250,10 @@ fn serve(mut client: TcpStream, upstream: &str, state: &Mutex<State>) -> std::io
             half(&mut client, fresh()?)?;
             // Till the client has given up.
             client.set_read_timeout(Some(Duration::from_secs(20)))?;
+            return client.read(&mut [0]).map(drop);
+        }
+        Some(Fault::Hang) => {
+            client.set_read_timeout(Some(Duration::from_secs(100)))?;
             return client.read(&mut [0]).map(drop);
         }
         Some(Fault::Cut) => return half(&mut client, fresh()?),
