@@ -45,7 +45,7 @@ use crate::{
         select::Selection,
         walk::Walk,
     },
-    volume::{Created, Requests, Volume, local::LocalStore},
+    volume::{Created, Requests, SECRETS, Volume, local::LocalStore},
 };
 
 /// A volume with less space than this is full before anything is read, bytes.
@@ -472,7 +472,9 @@ impl Run<'_> {
     fn stream(&self, framer: &mut Framer<'_>, number: u32, name: &Name) -> Result<(u64, Origin)> {
         match &self.request.stream {
             Some((_, Input::Command(argv))) => {
-                let mut producer = Producer::start(argv)?;
+                // A volume that needs no secrets leaves those there are to the command.
+                let hidden: &[&str] = if self.volume.store.requests().is_some() { &SECRETS } else { &[] };
+                let mut producer = Producer::start(argv, hidden)?;
                 let mut output = Watched::new(producer.output()?, self.monitor);
                 let len = self.store_stream(framer, (number, name, Origin::Command), &mut output)?;
                 drop(output);

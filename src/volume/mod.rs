@@ -3,6 +3,7 @@
 //! Objects are created whole and once, never changed. A create that returns has made the object durable.
 
 mod copies;
+mod limit;
 pub mod local;
 pub mod memory;
 mod near;
@@ -17,6 +18,10 @@ use serde::Serialize;
 use crate::error::Result;
 
 pub use open::{Volume, create, create_on, open, open_on};
+
+/// Names in the environment whose values are secrets of S3 volumes; no other program is given them.
+pub const SECRETS: [&str; 4] =
+    ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_CONTAINER_AUTHORIZATION_TOKEN"];
 
 /// Requests made of a store that counts them, and bytes of their bodies.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]

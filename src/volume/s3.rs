@@ -10,6 +10,7 @@ mod ahead;
 mod open;
 mod read;
 mod retry;
+mod secrets;
 mod upload;
 mod watch;
 mod wire;
@@ -94,6 +95,8 @@ struct Inner {
     bulk: OnceLock<AmazonS3>,
     /// Whether the store was found to know no bulk delete.
     has_no_bulk: AtomicBool,
+    /// Whether nobody else writes at the same time, and the store knows no conditional create.
+    is_exclusive: AtomicBool,
     builder: AmazonS3Builder,
     bucket: Bucket,
     limits: Limits,
@@ -126,7 +129,16 @@ impl Inner {
         let len = payload.content_length() as u64;
         let started = Instant::now();
         for tries in 1.. {
-            let put = self.client.put_opts(&path, payload.clone(), PutMode::Create.into());
+            let mode = if self.is_exclusive.load(Ordering::Relaxed) {
+                // No condition keeps another's object from being replaced: it is looked for.
+                if let Some(created) = self.settle(key, &path, &payload).await? {
+                    return Ok(created);
+                }
+                PutMode::Overwrite
+            } else {
+                PutMode::Create
+            };
+            let put = self.client.put_opts(&path, payload.clone(), mode.into());
             let failure = match once(&self.limits, len, put).await {
                 Ok(_) => return self.confirm(key, &path, len).await,
                 Err(failure) => failure,
@@ -307,6 +319,11 @@ fn wait<T>(inner: &Inner, threads: &Threads, grace: Duration, doing: impl Future
 }
 
 impl S3Store {
+    /// From now on what is there is looked for before it is created: nobody else may write at the same time.
+    pub(super) fn set_exclusive(&self) {
+        self.inner.is_exclusive.store(true, Ordering::Relaxed);
+    }
+
     fn wait<T>(&self, doing: impl Future<Output = Result<T>>) -> Result<T> {
         wait(&self.inner, &self.threads, GRACE, doing)
     }

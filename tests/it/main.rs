@@ -36,6 +36,7 @@ mod racing;
 mod reference;
 mod roundtrip;
 mod s3;
+mod s3_access;
 mod s3_faults;
 mod s3_signals;
 mod space;

@@ -81,6 +81,8 @@ struct State {
     /// From which request on (1 is the first), how many that it fits, and what.
     plan: Option<(usize, usize, Fault)>,
     came: usize,
+    /// Whether it may come later, where the request it was meant for does not fit.
+    is_any: bool,
 }
 
 /// Runs as long as it lives.
@@ -115,6 +117,12 @@ impl Proxy {
     /// Forgets what was seen; the `count` requests from the `k`-th on that `fault` fits meet it.
     pub fn plan(&self, k: usize, count: usize, fault: Fault) {
         *self.state.lock().unwrap() = State { plan: Some((k, count, fault)), ..State::default() };
+    }
+
+    /// The same for the first request from the `k`-th on that `fault` fits.
+    pub fn plan_any(&self, k: usize, fault: Fault) {
+        let plan = Some((k, 1, fault));
+        *self.state.lock().unwrap() = State { plan, is_any: true, ..State::default() };
     }
 
     /// Forgets what was seen and passes everything on.
@@ -214,7 +222,7 @@ fn serve(mut client: TcpStream, upstream: &str, state: &Mutex<State>) -> std::io
         state.seen.push(request.clone());
         let number = state.seen.len();
         let plan = state.plan.filter(|(k, count, fault)| {
-            number >= *k && state.came < *count && (number == *k || *count > 1) && fault.fits(&request)
+            number >= *k && state.came < *count && (number == *k || *count > 1 || state.is_any) && fault.fits(&request)
         });
         state.came += usize::from(plan.is_some());
         plan.map(|(_, _, fault)| fault)
