@@ -13,6 +13,7 @@ use crate::{
 };
 
 /// Which signal came, if any.
+#[derive(Clone)]
 pub struct Signals {
     stop: Stop,
 }

@@ -1,6 +1,15 @@
-//! The run book of `bk snapshot`: check the volume, read the log, choose level and base, store, index, commit.
+//! The run book of `bk snapshot`: check the volume, take the lease, read the log, choose level and base, store, index, commit.
+//!
+//! A run has three steps, so that others can be put between them: [`prepare`] decides and stores nothing, [`Prepared::store`]
+//! stores all objects, [`Unrecorded::commit`] makes the record. What is dropped before its commit was never there, but for
+//! objects that [`Unrecorded::abandon`] removes and a sweep finds. The lease is kept from [`prepare`] on till the last of
+//! the three is dropped, and longer by who keeps [`Prepared::lease`].
 
-use std::{ffi::OsString, path::PathBuf};
+mod choose;
+mod store;
+mod turn;
+
+use std::{ffi::OsString, path::PathBuf, sync::Arc};
 
 use serde::Serialize;
 
@@ -8,29 +17,16 @@ use crate::{
     clock::Clock,
     engine::{
         catalog,
-        read::{chain::Chain, index::IndexReader},
-        write::{
-            delta,
-            framer::Framer,
-            increment::Base,
-            index::IndexWriter,
-            links::Links,
-            part::{PartWriter, Stored, Target},
-            pipeline,
-            sorted::Sorted,
-            stream, tree,
-        },
+        cluster::keeper::Keeper,
+        write::{pipeline, tree},
     },
     error::{Error, Kind, Result},
     format::{
-        layout::{INDEX_NAME, RESTORE_NAME, run_dir},
-        record::{self, Incomplete, ObjectRef, Origin, Snapshot, Stream, Totals},
-        restore_txt,
-        volume::FORMAT_VERSION,
+        layout::run_dir,
+        record::{Incomplete, Snapshot, Stream, Totals},
     },
     model::{
-        digest::Digest,
-        ids::{Name, Nonce, RunId},
+        ids::{Name, RunId},
         time::{Instant, Lifetime},
         units::show_size,
     },
@@ -39,14 +35,14 @@ use crate::{
         level::{self, Decision},
         log::JobLog,
     },
-    source::{
-        command::{Producer, Watched},
-        roots::{self, Roots},
-        select::Selection,
-        walk::Walk,
-    },
-    volume::{Created, Requests, SECRETS, Volume, local::LocalStore},
+    source::{roots, select::Selection},
+    volume::{Requests, Volume, local::LocalStore},
 };
+use choose::{Chosen, Place};
+pub use choose::{Planned, plan};
+use store::Run;
+use turn::Guarded;
+pub use turn::Skipped;
 
 /// A volume with less space than this is full before anything is read, bytes.
 const FREE_BYTES_MIN: u64 = 1 << 20;
@@ -68,10 +64,12 @@ pub struct Request {
     pub patterns: Vec<String>,
     /// The level that is wanted; `None` is a level 0 that notes nothing for increments.
     pub level: Option<level::Request>,
+    /// Nothing is done when the job has a snapshot that is younger than this.
+    pub min_interval: Option<Lifetime>,
     /// How long it is kept; never ending when `None`.
     pub keep: Option<Lifetime>,
-    /// A stream to store, and its name.
-    pub stream: Option<(Name, Input)>,
+    /// Streams to store, each with its name.
+    pub streams: Vec<(Name, Input)>,
     /// Workers, codec, frames, verification.
     pub pipeline: pipeline::Settings,
     /// A part is full from this many stored bytes on.
@@ -121,48 +119,13 @@ pub struct Outcome {
     pub requests: Option<Requests>,
 }
 
-/// What a run would do: its level, and what follows from it.
-#[derive(Clone, Debug, Serialize)]
-pub struct Planned {
-    /// Its number in the log, if no other record comes before it.
-    pub seq: u64,
-    /// 0 to 9.
-    pub level: u8,
-    /// The clause of the schedule the level comes from.
-    pub because: Option<String>,
-    /// Why this level and base.
-    #[serde(flatten)]
-    pub decision: Decision,
-    /// When it may go; null is never.
-    pub expires_at: Option<Instant>,
-}
-
-/// What [`run`] would do by the log as it is. Writes nothing.
-pub fn plan(volume: &Volume, request: &Request, clock: &dyn Clock) -> Result<Planned> {
-    let roots = roots::resolve(request.base.as_deref(), &request.sources)?;
-    let names = stream_names(request, &roots)?;
-    let log = catalog::read(volume, &request.job)?;
-    let decision = decide(volume, &log, request, &definition(request, &roots, &names)?)?;
-    let because = request.level.as_ref().and_then(|level| level.because.clone());
-    let expires_at = request.keep.map_or(Ok(None), |keep| keep.after(clock.now()?))?;
-    Ok(Planned { seq: log.next()?.0, level: decision.level(), because, decision, expires_at })
-}
-
-fn decide(volume: &Volume, log: &JobLog, request: &Request, definition: &Digest) -> Result<Decision> {
-    let level = request.level.clone().unwrap_or_default();
-    level::decide(log, &level, definition, |member| damage(volume, member))
-}
-
-/// What keeps a snapshot from being a base: objects that are missing, an index that cannot be read.
-fn damage(volume: &Volume, member: &Snapshot) -> Result<Option<String>> {
-    if let Some(what) = catalog::damage(volume, member)? {
-        return Ok(Some(what));
-    }
-    match IndexReader::open(volume, member).and_then(|index| index.check_entries_stored()) {
-        Ok(()) => Ok(None),
-        Err(e) if e.kind() == Kind::Integrity => Ok(Some(e.to_string())),
-        Err(e) => Err(e),
-    }
+/// How a run ended that did not fail.
+#[derive(Clone, Debug)]
+pub enum Ended {
+    /// There is a new snapshot.
+    Taken(Box<Outcome>),
+    /// It was not this run's turn.
+    Skipped(Skipped),
 }
 
 /// Takes a snapshot. `local` is the volume's directory, which is never stored in itself.
@@ -172,20 +135,57 @@ pub fn run(
     request: &Request,
     clock: &dyn Clock,
     monitor: &dyn Monitor,
-) -> Result<Outcome> {
+) -> Result<Ended> {
+    Ok(match prepare(volume, local, request, clock, monitor)? {
+        Ready::Run(prepared) => Ended::Taken(Box::new(prepared.store()?.commit()?)),
+        Ready::Skip(skipped) => Ended::Skipped(skipped),
+    })
+}
+
+/// What [`prepare`] found.
+pub enum Ready<'a> {
+    /// It is this run's turn.
+    Run(Box<Prepared<'a>>),
+    /// It is not, and nothing more is to be done.
+    Skip(Skipped),
+}
+
+/// A run that is decided and has the job's lease; nothing has been stored.
+pub struct Prepared<'a> {
+    run: Run<'a>,
+    run_id: RunId,
+    place: Place,
+}
+
+/// Checks the volume, takes the lease, reads the log, asks whether the job is due, and chooses level and base.
+pub fn prepare<'a>(
+    volume: &'a Volume,
+    local: Option<&'a LocalStore>,
+    request: &'a Request,
+    clock: &dyn Clock,
+    monitor: &'a dyn Monitor,
+) -> Result<Ready<'a>> {
     let roots = roots::resolve(request.base.as_deref(), &request.sources)?;
-    let names = stream_names(request, &roots)?;
+    let names = choose::stream_names(request, &roots)?;
     if roots.tree == roots::Node::default() && names.is_empty() {
         return Err(Error::usage("there is nothing to store").with_hint("name paths, --stdin NAME, or -- COMMAND"));
     }
     check_volume(volume)?;
+    let run_id = RunId::new(clock.unix_ms())?;
+    let lease = match turn::take(volume, request, run_id, clock, monitor)? {
+        Ok(lease) => lease,
+        Err(skipped) => return Ok(Ready::Skip(skipped)),
+    };
     let log = catalog::read(volume, &request.job)?;
-    let definition = definition(request, &roots, &names)?;
-    let decision = decide(volume, &log, request, &definition)?;
+    let (taken_at, store_at) = (clock.now()?, volume.store.now());
+    if let Some(skipped) = turn::fresh(volume, &log, request, store_at.unwrap_or(taken_at), monitor)? {
+        return Ok(Ready::Skip(skipped));
+    }
+    let definition = choose::definition(request, &roots, &names)?;
+    let decision = choose::decide(volume, &log, request, &definition)?;
     if let Decision::Promoted { from, why } = &decision {
         monitor.warn(&format!("level 0 is taken instead of level {from}: {why}"));
     }
-    let taken_at = clock.now()?;
     expect(volume, &log, decision.level(), monitor)?;
     let base = Chosen::of(volume, &log, &decision)?;
     let place = Place {
@@ -193,55 +193,95 @@ pub fn run(
         base: base.as_ref().map(Chosen::named),
         expires_at: request.keep.map_or(Ok(None), |keep| keep.after(taken_at))?,
         taken_at,
+        store_at,
         definition,
         decision,
     };
-    let run_id = RunId::new(clock.unix_ms())?;
-    let run = Run {
-        volume,
-        local,
-        request,
-        monitor,
-        roots,
-        names,
-        dir: run_dir(&request.job, run_id),
-        deltas: deltas(request, base.as_ref(), monitor)?,
-        base,
-    };
-    let stored = run.store().and_then(|(tree, streams, stored)| {
-        let mut snapshot = run.record(run_id, &place, &tree, streams, &stored)?;
-        run.restore_txt(&mut snapshot, &stored.parts)?;
-        if let Some(signal) = monitor.interrupted() {
-            return Err(Error::new(Kind::Signal(signal), "interrupted"));
+    let deltas = choose::deltas(request, base.as_ref(), monitor)?;
+    let dir = run_dir(&request.job, run_id);
+    let monitor = Guarded::new(monitor, lease);
+    let run = Run { volume, local, request, monitor, roots, names, dir, deltas, base };
+    Ok(Ready::Run(Box::new(Prepared { run, run_id, place })))
+}
+
+impl<'a> Prepared<'a> {
+    /// The run.
+    pub fn run_id(&self) -> RunId {
+        self.run_id
+    }
+
+    /// The level it will have.
+    pub fn level(&self) -> u8 {
+        self.place.decision.level()
+    }
+
+    /// The lease: kept as long as anybody keeps it, so that no other run begins while this one still tidies up.
+    pub fn lease(&self) -> Arc<Keeper> {
+        Arc::clone(self.run.monitor.lease())
+    }
+
+    /// Stores everything but the record. What a failed run stored is removed again.
+    pub fn store(self) -> Result<Unrecorded<'a>> {
+        let Self { run, run_id, place } = self;
+        let stored = run.store().and_then(|(tree, streams, stored)| {
+            let mut snapshot = run.record(run_id, &place, &tree, streams, &stored)?;
+            run.restore_txt(&mut snapshot, &stored.parts)?;
+            if let Some(signal) = run.monitor.interrupted() {
+                return Err(Error::new(Kind::Signal(signal), "interrupted"));
+            }
+            Ok((snapshot, tree))
+        });
+        match stored {
+            Ok((snapshot, tree)) => Ok(Unrecorded { run, place, snapshot, tree }),
+            Err(e) => {
+                run.remove_objects();
+                Err(run.lost_or(run.monitor.explain(e), run_id))
+            }
         }
-        Ok((snapshot, tree))
-    });
-    let (snapshot, tree) = stored.map_err(|e| {
-        run.remove_objects();
-        run.lost_or(e, run_id)
-    })?;
-    let snapshot = catalog::commit(volume, snapshot, place.decision.chain()).map_err(|failed| {
-        // Only what is certainly not recorded, and never will be, may go.
-        if failed.is_certain {
-            run.remove_objects();
-        }
-        failed.error
-    })?;
-    Ok(Outcome {
-        snapshot: format!("{}/{}", snapshot.job, snapshot.seq),
-        outcome: if snapshot.totals.incomplete > 0 { "incomplete" } else { "done" },
-        run_id: run_id.to_string(),
-        level: snapshot.level,
-        base: snapshot.base.as_ref().map(|base| base.seq),
-        promoted_from: snapshot.promoted_from,
-        taken_at,
-        expires_at: snapshot.expires_at,
-        totals: snapshot.totals,
-        warnings: tree.warnings,
-        incomplete: snapshot.incomplete,
-        streams: snapshot.streams,
-        requests: volume.store.requests(),
-    })
+    }
+}
+
+/// A run whose objects are all stored, durable, and not yet a snapshot.
+pub struct Unrecorded<'a> {
+    run: Run<'a>,
+    place: Place,
+    snapshot: Snapshot,
+    tree: tree::Outcome,
+}
+
+impl Unrecorded<'_> {
+    /// Removes what was stored: there will be no snapshot.
+    pub fn abandon(self) {
+        self.run.remove_objects();
+    }
+
+    /// Creates the record: from then on the snapshot exists.
+    pub fn commit(self) -> Result<Outcome> {
+        let Self { run, place, snapshot, tree } = self;
+        run.monitor.lease().check().inspect_err(|_| run.remove_objects())?;
+        let snapshot = catalog::commit(run.volume, snapshot, place.decision.chain()).map_err(|failed| {
+            // Only what is certainly not recorded, and never will be, may go.
+            if failed.is_certain {
+                run.remove_objects();
+            }
+            failed.error
+        })?;
+        Ok(Outcome {
+            snapshot: format!("{}/{}", snapshot.job, snapshot.seq),
+            outcome: if snapshot.totals.incomplete > 0 { "incomplete" } else { "done" },
+            run_id: snapshot.run_id.to_string(),
+            level: snapshot.level,
+            base: snapshot.base.as_ref().map(|base| base.seq),
+            promoted_from: snapshot.promoted_from,
+            taken_at: place.taken_at,
+            expires_at: snapshot.expires_at,
+            totals: snapshot.totals,
+            warnings: tree.warnings,
+            incomplete: snapshot.incomplete,
+            streams: snapshot.streams,
+            requests: run.volume.store.requests(),
+        })
+    }
 }
 
 fn check_volume(volume: &Volume) -> Result<()> {
@@ -272,322 +312,4 @@ fn expect(volume: &Volume, log: &JobLog, level: u8, monitor: &dyn Monitor) -> Re
         }
     }
     Ok(())
-}
-
-/// The names of all streams in the order they are stored: block devices, then the stream asked for.
-fn stream_names(request: &Request, roots: &Roots) -> Result<Vec<Name>> {
-    let mut names = Vec::new();
-    for device in &roots.devices {
-        let base = device.file_name().map(|name| name.to_string_lossy().to_lowercase()).unwrap_or_default();
-        names.push(base.parse::<Name>().map_err(|e| e.context(format!("a stream for {}", device.display())))?);
-    }
-    names.extend(request.stream.iter().map(|(name, _)| name.clone()));
-    let mut sorted = names.clone();
-    sorted.sort();
-    if sorted.windows(2).any(|pair| pair[0] == pair[1]) {
-        return Err(Error::usage("two streams have the same name"));
-    }
-    Ok(names)
-}
-
-/// What a run decided before it read anything.
-struct Place {
-    /// The seq it aims at, and the digest of the record before it.
-    next: (u64, Option<Digest>),
-    taken_at: Instant,
-    expires_at: Option<Instant>,
-    definition: Digest,
-    decision: Decision,
-    base: Option<record::Base>,
-}
-
-/// What was asked for, as a digest: an increment of another definition is no increment.
-fn definition(request: &Request, roots: &Roots, names: &[Name]) -> Result<Digest> {
-    let definition = serde_json::json!({
-        "base": request.base.as_ref().map(|_| roots.base.display().to_string()),
-        "sources": roots.shown,
-        "exclude": request.patterns,
-        "exclude_caches": request.selection.exclude_caches,
-        "exclude_if_present": request.selection.exclude_if_present,
-        "one_file_system": request.selection.one_file_system,
-        "streams": names,
-    });
-    let bytes =
-        serde_json::to_vec(&definition).map_err(|e| Error::usage(format!("cannot write the definition: {e}")))?;
-    Ok(Digest::of(&bytes))
-}
-
-/// The base of an increment.
-struct Chosen {
-    /// Its chain, level 0 first.
-    snapshots: Vec<Snapshot>,
-    /// Digest of its own record.
-    digest: Digest,
-    chain: Chain,
-}
-
-impl Chosen {
-    fn of(volume: &Volume, log: &JobLog, decision: &Decision) -> Result<Option<Self>> {
-        let Decision::Increment { base, .. } = decision else { return Ok(None) };
-        let gone = || Error::integrity(format!("the base {}/{base} is not in the log", log.job));
-        let state = log.state(*base).ok_or_else(gone)?;
-        let snapshots = log.chain(&state.snapshot)?;
-        let chain = Chain::open(volume, &snapshots)?;
-        Ok(Some(Self { snapshots, digest: state.digest, chain }))
-    }
-
-    fn named(&self) -> record::Base {
-        let own = &self.snapshots[self.snapshots.len() - 1];
-        record::Base { run_id: own.run_id, seq: own.seq, digest: self.digest }
-    }
-}
-
-/// How long contents are compared, and what the identities of chunks depend on: the same in all of a chain.
-fn deltas(
-    request: &Request,
-    base: Option<&Chosen>,
-    monitor: &dyn Monitor,
-) -> Result<Option<(Digest, delta::Settings)>> {
-    if request.level.is_none() {
-        return Ok(None);
-    }
-    let mut key = base.and_then(|base| base.snapshots.iter().rev().find_map(|one| one.chunk_key));
-    if key.is_none() {
-        if base.is_some() {
-            monitor.warn("the base was taken without --level: what was renamed, and long contents that changed, are stored whole");
-        }
-        let mut random = [0; 32];
-        getrandom::fill(&mut random).map_err(|e| Error::new(Kind::Other, format!("no random numbers: {e}")))?;
-        key = Some(Digest(random));
-    }
-    Ok(key.map(|key| (key, delta::Settings::new(&key.0, request.pipeline.frame_len))))
-}
-
-/// A named stream and where it came from.
-type Named = (Name, Origin);
-
-struct Run<'a> {
-    volume: &'a Volume,
-    local: Option<&'a LocalStore>,
-    request: &'a Request,
-    monitor: &'a dyn Monitor,
-    roots: Roots,
-    names: Vec<Name>,
-    dir: String,
-    base: Option<Chosen>,
-    deltas: Option<(Digest, delta::Settings)>,
-}
-
-impl Run<'_> {
-    fn settings(&self) -> Option<&delta::Settings> {
-        self.deltas.as_ref().map(|(_, settings)| settings)
-    }
-
-    fn store(&self) -> Result<(tree::Outcome, Vec<Named>, Stored)> {
-        let store = &self.volume.store;
-        let mut index = IndexWriter::new(store.create(&format!("{}{INDEX_NAME}", self.dir))?);
-        if self.request.level.is_some() {
-            index = index.with_traces(Sorted::new(store.clone()));
-        }
-        let target = Target {
-            store: store.clone(),
-            dir: self.dir.clone(),
-            streams: self.names.clone(),
-            codec: self.request.pipeline.codec,
-            part_len: self.request.part_len,
-        };
-        let writer = PartWriter::new(target, index);
-        let ((tree, streams), stored) = pipeline::run(self.request.pipeline, writer, |framer| self.fill(framer))?;
-        Ok((tree, streams, stored))
-    }
-
-    fn fill(&self, framer: &mut Framer<'_>) -> Result<(tree::Outcome, Vec<Named>)> {
-        let mut outcome = tree::Outcome::default();
-        if self.roots.tree != roots::Node::default() {
-            let volume = self
-                .local
-                .and_then(|local| rustix::fs::fstat(local.root()).ok())
-                .map(|stat| (stat.st_dev, stat.st_ino));
-            let walk = Walk::new(&self.roots, &self.request.selection, volume);
-            let scratch = || self.volume.store.scratch();
-            let base = self.base.as_ref().map(|base| Base {
-                chain: &base.chain,
-                taken_at: base.snapshots.iter().map(|one| one.taken_at.as_second()).collect(),
-                ignore_inode: self.request.ignore_inode,
-            });
-            let request = tree::Request { links: Links::new(&scratch), deltas: self.settings(), base };
-            outcome = tree::store(framer, walk, request, self.monitor)?;
-        }
-        for text in &self.roots.warnings {
-            self.monitor.warn(text);
-        }
-        for path in &self.roots.missing {
-            self.monitor.warn(&format!("no such source: {path}"));
-            outcome.incomplete.push(Incomplete { path: path.clone(), why: "no such source".to_owned() });
-            outcome.totals.incomplete += 1;
-        }
-        let mut streams = Vec::new();
-        for (n, name) in self.names.iter().enumerate() {
-            let number = u32::try_from(n + 1).map_err(|_| Error::usage("too many streams"))?;
-            let (len, origin) = match self.roots.devices.get(n) {
-                Some(device) => (self.device(framer, number, name, device)?, Origin::Device),
-                None => self.stream(framer, number, name)?,
-            };
-            outcome.totals.content_bytes += len;
-            streams.push((name.clone(), origin));
-        }
-        Ok((outcome, streams))
-    }
-
-    fn device(&self, framer: &mut Framer<'_>, number: u32, name: &Name, device: &std::path::Path) -> Result<u64> {
-        let mut file =
-            std::fs::File::open(device).map_err(|e| Error::io(format!("cannot open {}", device.display()), e))?;
-        not_empty(name, self.store_stream(framer, (number, name, Origin::Device), &mut file)?)
-    }
-
-    /// Stores a stream: as a delta, when the base has one of its name and noted its chunks.
-    fn store_stream(
-        &self,
-        framer: &mut Framer<'_>,
-        (number, name, origin): (u32, &Name, Origin),
-        input: &mut dyn std::io::Read,
-    ) -> Result<u64> {
-        let settings = self.settings().map(|settings| match origin {
-            Origin::Device => settings.fixed(),
-            Origin::Command | Origin::Unverified => settings.clone(),
-        });
-        let old = match &self.base {
-            Some(base) => base.chain.old_stream(name)?,
-            None => None,
-        };
-        let stream = stream::Stream { number, name: name.as_str(), settings: settings.as_ref(), monitor: self.monitor };
-        match (old, &self.base) {
-            (Some((content, chunks)), Some(base)) if settings.is_some() => {
-                stream.compare(framer, delta::Old::new(&base.chain, content, chunks), input)
-            }
-            _ => stream.store(framer, input),
-        }
-    }
-
-    fn stream(&self, framer: &mut Framer<'_>, number: u32, name: &Name) -> Result<(u64, Origin)> {
-        match &self.request.stream {
-            Some((_, Input::Command(argv))) => {
-                // A volume that needs no secrets leaves those there are to the command.
-                let hidden: &[&str] = if self.volume.store.requests().is_some() { &SECRETS } else { &[] };
-                let mut producer = Producer::start(argv, hidden)?;
-                let mut output = Watched::new(producer.output()?, self.monitor);
-                let len = self.store_stream(framer, (number, name, Origin::Command), &mut output)?;
-                drop(output);
-                // A command that fails says so itself, before "the stream is empty" does.
-                producer.finish()?;
-                Ok((not_empty(name, len)?, Origin::Command))
-            }
-            _ => {
-                let mut input = Watched::stdin(self.monitor)?;
-                let len = self.store_stream(framer, (number, name, Origin::Unverified), &mut input)?;
-                Ok((not_empty(name, len)?, Origin::Unverified))
-            }
-        }
-    }
-
-    fn record(
-        &self,
-        run_id: RunId,
-        place: &Place,
-        tree: &tree::Outcome,
-        streams: Vec<Named>,
-        stored: &Stored,
-    ) -> Result<Snapshot> {
-        let request = self.request;
-        let streams = streams.into_iter().zip(&stored.streams);
-        Ok(Snapshot {
-            format_version: FORMAT_VERSION,
-            job: request.job.clone(),
-            cluster: None,
-            node: request.node.clone(),
-            run_id,
-            nonce: Nonce::new()?,
-            epoch: 0,
-            seq: place.next.0,
-            prev: place.next.1,
-            level: place.decision.level(),
-            base: place.base.clone(),
-            promoted_from: place.decision.promoted_from(),
-            taken_at: place.taken_at,
-            expires_at: place.expires_at,
-            definition: place.definition,
-            codec: request.pipeline.codec,
-            sources: self
-                .roots
-                .shown
-                .iter()
-                .cloned()
-                .chain(self.roots.devices.iter().map(|d| d.display().to_string()))
-                .collect(),
-            streams: streams
-                .map(|((name, origin), &(digest, content_bytes, places))| Stream {
-                    name,
-                    origin,
-                    content_bytes,
-                    digest,
-                    places,
-                })
-                .collect(),
-            index: stored.index.clone(),
-            restore_txt: ObjectRef { name: RESTORE_NAME.to_owned(), len: 0, digest: Digest([0; 32]) },
-            totals: Totals {
-                stored_bytes: stored.stored_bytes,
-                index_bytes: stored.index.len,
-                parts: stored.parts.len() as u64,
-                ..tree.totals
-            },
-            chunk_key: self.deltas.as_ref().map(|(key, _)| *key),
-            incomplete: tree.incomplete.clone(),
-            crypto: None,
-            sig: None,
-        })
-    }
-
-    fn restore_txt(&self, snapshot: &mut Snapshot, parts: &[String]) -> Result<()> {
-        let mut before = Vec::new();
-        for member in self.base.iter().flat_map(|base| &base.snapshots) {
-            let dir = run_dir(&member.job, member.run_id);
-            let items = self.volume.store.list(&dir)?.into_iter();
-            let names = items.filter_map(|item| item.key.strip_prefix(&dir).map(str::to_owned));
-            before.push((member, names.collect::<Vec<String>>()));
-        }
-        let text = restore_txt::text(snapshot, parts, &before);
-        let key = format!("{}{RESTORE_NAME}", self.dir);
-        if self.volume.store.put_new(&key, text.as_bytes())? == Created::Exists {
-            return Err(Error::new(Kind::Lost, format!("{key} exists already")));
-        }
-        snapshot.restore_txt.len = text.len() as u64;
-        snapshot.restore_txt.digest = Digest::of(text.as_bytes());
-        Ok(())
-    }
-
-    /// A run that was swept meets missing directories and the like: then that is what is wrong.
-    fn lost_or(&self, error: Error, run_id: RunId) -> Error {
-        let is_swept = || catalog::read(self.volume, &self.request.job).is_ok_and(|log| log.swept.contains(&run_id));
-        if matches!(error.kind(), Kind::Signal(_)) || !is_swept() {
-            return error;
-        }
-        let what = "this run took so long that its objects were swept; it is not kept";
-        Error::new(Kind::Lost, what).with_hint("take the snapshot again")
-    }
-
-    /// Removes what this run stored: it is not recorded, so nothing refers to it. What cannot be removed is an orphan and harmless.
-    fn remove_objects(&self) {
-        let left = self.volume.store.list(&self.dir).unwrap_or_default();
-        let _ = self.volume.store.delete_all(&left.into_iter().map(|item| item.key).collect::<Vec<_>>());
-        // A run that stored nothing has at most made its directory, which goes with this name.
-        let _ = self.volume.store.delete(&format!("{}{INDEX_NAME}", self.dir));
-    }
-}
-
-fn not_empty(name: &Name, len: u64) -> Result<u64> {
-    if len > 0 {
-        return Ok(len);
-    }
-    Err(Error::new(Kind::Other, format!("the stream {name} is empty: nothing was stored")))
 }

@@ -175,6 +175,10 @@ impl Store for Limited {
         self.inner.check_writable()
     }
 
+    fn now(&self) -> Option<crate::model::time::Instant> {
+        self.inner.now()
+    }
+
     fn requests(&self) -> Option<Requests> {
         self.inner.requests()
     }

@@ -13,11 +13,13 @@
     reason = "a test says what is wrong by stopping there"
 )]
 
+mod ahead;
 mod bits;
 mod cli;
 mod corpus;
 mod crash;
 mod damage;
+mod devices;
 mod expiry;
 mod floors;
 mod golden;
@@ -31,6 +33,7 @@ mod medium;
 mod memory;
 mod model;
 mod modes;
+mod patroni;
 mod power;
 mod racing;
 mod reference;
