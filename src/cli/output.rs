@@ -64,6 +64,15 @@ impl Output {
         }
     }
 
+    /// What goes as it should, for the log.
+    pub fn note(&self, text: &str) {
+        if self.json {
+            let _ = self.object("note", &serde_json::json!({ "text": text }));
+        } else if !self.quiet {
+            err(&format!("bk: {text}"));
+        }
+    }
+
     /// A warning.
     pub fn warn(&self, text: &str) {
         if self.json {
