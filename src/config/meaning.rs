@@ -7,6 +7,7 @@ use crate::{
     model::{
         ids::Name,
         place::{Access, Place},
+        time::Lifetime,
         units::parse_size,
     },
 };
@@ -65,6 +66,15 @@ pub fn job(args: &SnapshotArgs) -> Result<Name> {
     match &args.job {
         Some(name) => name.parse(),
         None => Err(Error::usage("no job is named").with_hint("--job NAME says which job the snapshot belongs to")),
+    }
+}
+
+/// The interval within which a job has one snapshot.
+pub fn min_interval(args: &SnapshotArgs) -> Result<Option<Lifetime>> {
+    let Some(text) = args.min_interval.as_ref().filter(|text| !text.is_empty()) else { return Ok(None) };
+    match text.parse().map_err(|e: Error| e.context("--min-interval"))? {
+        Lifetime::Never => Err(Error::usage("--min-interval never: no snapshot would ever be taken")),
+        interval => Ok(Some(interval)),
     }
 }
 

@@ -3,6 +3,7 @@
 use super::{
     Input, Request,
     choose::{Chosen, Place},
+    turn::Guarded,
 };
 use crate::{
     engine::{
@@ -46,7 +47,7 @@ pub(super) struct Run<'a> {
     pub(super) volume: &'a Volume,
     pub(super) local: Option<&'a LocalStore>,
     pub(super) request: &'a Request,
-    pub(super) monitor: &'a dyn Monitor,
+    pub(super) monitor: Guarded<'a>,
     pub(super) roots: Roots,
     pub(super) names: Vec<Name>,
     pub(super) dir: String,
@@ -92,7 +93,7 @@ impl Run<'_> {
                 ignore_inode: self.request.ignore_inode,
             });
             let request = tree::Request { links: Links::new(&scratch), deltas: self.settings(), base };
-            outcome = tree::store(framer, walk, request, self.monitor)?;
+            outcome = tree::store(framer, walk, request, &self.monitor)?;
         }
         for text in &self.roots.warnings {
             self.monitor.warn(text);
@@ -139,7 +140,8 @@ impl Run<'_> {
             Some(base) => base.chain.old_stream(name)?,
             None => None,
         };
-        let stream = stream::Stream { number, name: name.as_str(), settings: settings.as_ref(), monitor: self.monitor };
+        let stream =
+            stream::Stream { number, name: name.as_str(), settings: settings.as_ref(), monitor: &self.monitor };
         match (old, &self.base) {
             (Some((content, chunks)), Some(base)) if settings.is_some() => {
                 stream.compare(framer, delta::Old::new(&base.chain, content, chunks), input)
@@ -152,7 +154,7 @@ impl Run<'_> {
         match input {
             Input::Command(argv) => {
                 let mut producer = Producer::start(argv)?;
-                let mut output = Watched::new(producer.output()?, self.monitor);
+                let mut output = Watched::new(producer.output()?, &self.monitor);
                 let len = self.store_stream(framer, (number, name, Origin::Command), &mut output)?;
                 drop(output);
                 // A command that fails says so itself, before "the stream is empty" does.
@@ -160,7 +162,7 @@ impl Run<'_> {
                 Ok((not_empty(name, len)?, Origin::Command))
             }
             Input::Stdin => {
-                let mut input = Watched::stdin(self.monitor)?;
+                let mut input = Watched::stdin(&self.monitor)?;
                 let len = self.store_stream(framer, (number, name, Origin::Unverified), &mut input)?;
                 Ok((not_empty(name, len)?, Origin::Unverified))
             }
@@ -184,13 +186,14 @@ impl Run<'_> {
             node: request.node.clone(),
             run_id,
             nonce: Nonce::new()?,
-            epoch: 0,
+            epoch: self.monitor.lease().epoch(),
             seq: place.next.0,
             prev: place.next.1,
             level: place.decision.level(),
             base: place.base.clone(),
             promoted_from: place.decision.promoted_from(),
             taken_at: place.taken_at,
+            store_at: place.store_at,
             expires_at: place.expires_at,
             definition: place.definition,
             codec: request.pipeline.codec,
