@@ -95,8 +95,13 @@ impl Output {
             let value = serde_json::json!({ "message": error.to_string(), "hint": error.hint(), "exit": code });
             let _ = self.object("error", &value);
         }
-        err(&format!("bk: error: {error}"));
-        if let Some(hint) = error.hint() {
+        self.told(&error.to_string(), error.hint());
+    }
+
+    /// An error in words alone: the object for it is another's.
+    pub fn told(&self, message: &str, hint: Option<&str>) {
+        err(&format!("bk: error: {message}"));
+        if let Some(hint) = hint {
             err(&format!("bk: hint: {hint}"));
         }
     }

@@ -95,6 +95,7 @@ fn request(context: &Context<'_>, args: &SnapshotArgs) -> Result<Request> {
         },
         part_len: storing.part_len,
         ignore_inode: args.ignore_inode,
+        values: std::collections::BTreeMap::new(),
         job,
     })
 }

@@ -1,5 +1,7 @@
 //! What it means: typed text checked and turned into values.
 
+use std::path::PathBuf;
+
 use super::typed::{Global, SnapshotArgs};
 use crate::{
     error::{Error, Result},
@@ -76,6 +78,21 @@ pub fn min_interval(args: &SnapshotArgs) -> Result<Option<Lifetime>> {
         Lifetime::Never => Err(Error::usage("--min-interval never: no snapshot would ever be taken")),
         interval => Ok(Some(interval)),
     }
+}
+
+/// Where steps are noted: as typed, else below `/var/lib`, else, of who may not write there, below the home.
+pub fn state_dir(typed: Option<&PathBuf>) -> Result<PathBuf> {
+    if let Some(dir) = typed.filter(|dir| !dir.as_os_str().is_empty()) {
+        return std::path::absolute(dir).map_err(|e| Error::io(format!("cannot use {}", dir.display()), e));
+    }
+    if rustix::process::geteuid().is_root() {
+        return Ok(PathBuf::from("/var/lib/bk"));
+    }
+    let set = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    let below = set("XDG_STATE_HOME").or_else(|| set("HOME").map(|home| home.join(".local/state")));
+    below
+        .map(|dir| dir.join("bk"))
+        .ok_or_else(|| Error::usage("no state directory: there is no HOME").with_hint("--state-dir DIR"))
 }
 
 /// Codec, frames and parts.

@@ -1,6 +1,7 @@
 //! A command whose standard output is a stream. It counts only when the output ended and the command exited with 0.
 
 use std::{
+    collections::BTreeMap,
     io::Read,
     os::unix::process::{CommandExt, ExitStatusExt},
     process::{Child, Command, Stdio},
@@ -66,14 +67,15 @@ pub struct Producer {
 }
 
 impl Producer {
-    /// Starts `argv` in a process group of its own, so that it can be ended with all it started.
-    pub fn start(argv: &[std::ffi::OsString]) -> Result<Self> {
+    /// Starts `argv` in a process group of its own, so that it can be ended with all it started; `values` are added to its environment.
+    pub fn start(argv: &[std::ffi::OsString], values: &BTreeMap<String, String>) -> Result<Self> {
         let Some((program, args)) = argv.split_first() else {
             return Err(Error::usage("there is no command after `--`"));
         };
         let name = program.display().to_string();
         let child = Command::new(program)
             .args(args)
+            .envs(values)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .process_group(0)

@@ -37,6 +37,7 @@ use crate::{
         roots::{self, Roots},
         walk::Walk,
     },
+    steps::Values,
     volume::{Created, Volume, local::LocalStore},
 };
 
@@ -47,6 +48,8 @@ pub(super) struct Run<'a> {
     pub(super) volume: &'a Volume,
     pub(super) local: Option<&'a LocalStore>,
     pub(super) request: &'a Request,
+    /// What the commands of streams get by environment.
+    pub(super) values: Values,
     pub(super) monitor: Guarded<'a>,
     pub(super) roots: Roots,
     pub(super) names: Vec<Name>,
@@ -153,7 +156,7 @@ impl Run<'_> {
     fn stream(&self, framer: &mut Framer<'_>, number: u32, name: &Name, input: &Input) -> Result<(u64, Origin)> {
         match input {
             Input::Command(argv) => {
-                let mut producer = Producer::start(argv)?;
+                let mut producer = Producer::start(argv, &self.values)?;
                 let mut output = Watched::new(producer.output()?, &self.monitor);
                 let len = self.store_stream(framer, (number, name, Origin::Command), &mut output)?;
                 drop(output);
