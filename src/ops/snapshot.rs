@@ -5,9 +5,10 @@
 //! objects that [`Unrecorded::abandon`] removes and a sweep finds.
 
 mod choose;
+mod sane;
 mod store;
 
-use std::{ffi::OsString, path::PathBuf};
+use std::path::PathBuf;
 
 use serde::Serialize;
 
@@ -32,11 +33,12 @@ use crate::{
         level::{self, Decision},
         log::JobLog,
     },
-    source::{roots, select::Selection},
+    source::{command::CommandLine, roots, select::Selection},
     volume::{Requests, Volume, local::LocalStore},
 };
 use choose::{Chosen, Place};
 pub use choose::{Planned, plan};
+pub use sane::{Guards, Sanity};
 use store::Run;
 
 /// A volume with less space than this is full before anything is read, bytes.
@@ -61,6 +63,8 @@ pub struct Request {
     pub level: Option<level::Request>,
     /// How long it is kept; never ending when `None`.
     pub keep: Option<Lifetime>,
+    /// How long it is kept when level 0 is taken instead of the level that is wanted; as any other when `None`.
+    pub keep_promoted: Option<Lifetime>,
     /// Streams to store, each with its name.
     pub streams: Vec<(Name, Input)>,
     /// Workers, codec, frames, verification.
@@ -69,6 +73,8 @@ pub struct Request {
     pub part_len: u64,
     /// Inode numbers say nothing, as on some network file systems.
     pub ignore_inode: bool,
+    /// What must hold of the sources.
+    pub guards: Guards,
 }
 
 /// Where a stream comes from.
@@ -77,7 +83,9 @@ pub enum Input {
     /// Standard input.
     Stdin,
     /// The standard output of a command.
-    Command(Vec<OsString>),
+    Command(CommandLine),
+    /// A block device, or an image of one.
+    Device(PathBuf),
 }
 
 /// What a snapshot came to.
@@ -138,12 +146,13 @@ pub fn prepare<'a>(
     clock: &dyn Clock,
     monitor: &'a dyn Monitor,
 ) -> Result<Prepared<'a>> {
+    request.guards.check_mounts()?;
     let roots = roots::resolve(request.base.as_deref(), &request.sources)?;
     let names = choose::stream_names(request, &roots)?;
     if roots.tree == roots::Node::default() && names.is_empty() {
         return Err(Error::usage("there is nothing to store").with_hint("name paths, --stdin NAME, or -- COMMAND"));
     }
-    check_volume(volume)?;
+    check_volume(volume, request.guards.free_bytes_min)?;
     let log = catalog::read(volume, &request.job)?;
     let definition = choose::definition(request, &roots, &names)?;
     let decision = choose::decide(volume, &log, request, &definition)?;
@@ -156,7 +165,7 @@ pub fn prepare<'a>(
     let place = Place {
         next: log.next()?,
         base: base.as_ref().map(Chosen::named),
-        expires_at: request.keep.map_or(Ok(None), |keep| keep.after(taken_at))?,
+        expires_at: choose::expires_at(request, &decision, taken_at)?,
         taken_at,
         definition,
         decision,
@@ -164,7 +173,8 @@ pub fn prepare<'a>(
     let run_id = RunId::new(clock.unix_ms())?;
     let deltas = choose::deltas(request, base.as_ref(), monitor)?;
     let dir = run_dir(&request.job, run_id);
-    Ok(Prepared { run: Run { volume, local, request, monitor, roots, names, dir, deltas, base }, run_id, place })
+    let before = names.iter().map(|name| sane::before(&log, place.decision.level(), name)).collect();
+    Ok(Prepared { run: Run { volume, local, request, monitor, roots, names, before, dir, deltas, base }, run_id, place })
 }
 
 impl<'a> Prepared<'a> {
@@ -241,11 +251,12 @@ impl Unrecorded<'_> {
     }
 }
 
-fn check_volume(volume: &Volume) -> Result<()> {
+fn check_volume(volume: &Volume, free_bytes_min: u64) -> Result<()> {
     volume.store.check_writable()?;
     match volume.store.free_bytes()? {
-        Some(free) if free < FREE_BYTES_MIN => {
-            Err(Error::new(Kind::NoSpace, format!("{} has only {free} bytes free", volume.shown)))
+        Some(free) if free < FREE_BYTES_MIN.max(free_bytes_min) => {
+            let (free, min) = (show_size(free), show_size(FREE_BYTES_MIN.max(free_bytes_min)));
+            Err(Error::new(Kind::NoSpace, format!("{} has only {free} free of at least {min}", volume.shown)))
         }
         _ => Ok(()),
     }
