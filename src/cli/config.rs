@@ -2,15 +2,12 @@
 
 use std::{io::Write, os::unix::fs::OpenOptionsExt, path::Path};
 
-use super::{Context, Ended, job::{self, Configured}};
+use super::{
+    Context, Ended,
+    job::{self, Configured},
+};
 use crate::{
-    config::{
-        file::DEFAULT_FILE,
-        job::Job,
-        meaning,
-        typed::ConfigCommand,
-        volume::Target,
-    },
+    config::{file::DEFAULT_FILE, job::Job, meaning, typed::ConfigCommand, volume::Target},
     error::{Error, Kind, Result},
     model::ids::Name,
 };
@@ -59,7 +56,9 @@ fn check(context: &Context<'_>) -> Result<Ended> {
             let (volumes, jobs) = (config.text.volume.len(), config.text.job.len());
             let files: Vec<String> = config.files().map(|path| path.display().to_string()).collect();
             if context.out.is_json() {
-                context.out.object("result", &serde_json::json!({ "files": files, "volumes": volumes, "jobs": jobs }))?;
+                context
+                    .out
+                    .object("result", &serde_json::json!({ "files": files, "volumes": volumes, "jobs": jobs }))?;
             } else {
                 context.out.say(&format!("{}: {volumes} volumes, {jobs} jobs, no errors", files.join(", ")));
             }

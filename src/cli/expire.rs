@@ -106,7 +106,10 @@ fn summary(outcome: &Outcome, dry_run: bool) -> String {
 
 pub fn hold(context: &Context<'_>, args: &HoldArgs) -> Result<Ended> {
     let (name, node): (SnapshotName, _) = (args.snapshot.parse()?, context.node(args.node.as_ref())?);
-    recorded(context, &keep::hold(&context.volume_itself_of(&name.job)?, &name, args.comment.as_deref(), &node, &System)?)
+    recorded(
+        context,
+        &keep::hold(&context.volume_itself_of(&name.job)?, &name, args.comment.as_deref(), &node, &System)?,
+    )
 }
 
 pub fn release(context: &Context<'_>, args: &ReleaseArgs) -> Result<Ended> {

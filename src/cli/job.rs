@@ -15,11 +15,7 @@ use crate::{
     },
     engine::write::pipeline,
     error::{Error, Kind, Result},
-    model::{
-        ids::Name,
-        time::Lifetime,
-        units::parse_size,
-    },
+    model::{ids::Name, time::Lifetime, units::parse_size},
     ops::snapshot::{Guards, Input, Request, Sanity},
     plan::{level, schedule::Schedule},
     source::{
@@ -66,7 +62,8 @@ impl Asked {
     /// Its volume.
     pub fn target(&self, context: &Context<'_>, stored: &Name) -> Result<Target> {
         // A set may name a volume of its own, which the name of the job does not tell.
-        if let (Self::Job(job), None) = (self, context.global.volume.as_ref().filter(|path| !path.as_os_str().is_empty()))
+        if let (Self::Job(job), None) =
+            (self, context.global.volume.as_ref().filter(|path| !path.as_os_str().is_empty()))
             && let Some(name) = &job.text.volume
         {
             return Target::configured(context.config()?, name, &meaning::access(context.global));

@@ -7,6 +7,7 @@ mod exit;
 mod expire;
 mod job;
 mod list;
+mod log;
 mod output;
 mod progress;
 mod restore;
@@ -33,6 +34,7 @@ use crate::{
     },
     volume::{Volume, local::LocalStore, mount},
 };
+use log::Log;
 use output::Output;
 
 /// Runs bk with the process's arguments.
@@ -41,9 +43,19 @@ pub fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(e) => return output::usage(&e),
     };
-    let out = Output::new(cli.global.json, cli.global.quiet);
+    let out = Output::new(cli.global.json, cli.global.quiet, cli.global.verbose);
+    if let Some(path) = cli.global.log.as_ref().filter(|path| !path.as_os_str().is_empty()) {
+        out.log_to(Log::open(path, None));
+    }
+    out.detail(&format!("begins: {}", line()));
     let result = signals::watch().and_then(|signals| run(&cli, &out, &signals));
     exit::code(&out, result)
+}
+
+/// The command line, for the log; a stream's own command is left out: a password may stand in it.
+fn line() -> String {
+    let words = std::env::args_os().skip(1).take_while(|word| word != "--");
+    words.map(|word| crate::model::show::name(word.as_encoded_bytes())).collect::<Vec<_>>().join(" ")
 }
 
 /// How a verb ended when it did not fail.
@@ -92,6 +104,12 @@ impl Context<'_> {
             return Ok(config);
         }
         let config = Config::load(self.global.config.as_deref())?;
+        if let Some(text) = config.log().filter(|_| !self.out.has_log()) {
+            self.out.log_to(Log::open(&text.file, Some(text)));
+        }
+        let files: Vec<String> = config.files().map(|path| path.display().to_string()).collect();
+        self.out
+            .detail(&format!("configuration: {}", if files.is_empty() { "none".to_owned() } else { files.join(", ") }));
         Ok(self.config.get_or_init(|| config))
     }
 

@@ -23,6 +23,8 @@ pub fn run(context: &Context<'_>, args: &SnapshotArgs) -> Result<Ended> {
         let planned = snapshot::plan(&volume, &request, &System)?;
         return show_plan(context, &request, &planned);
     }
+    let (at, level) = (&volume.shown, request.level.as_ref().map_or(0, |level| level.level));
+    context.out.detail(&format!("job {} at level {level} on volume {} at {at}", request.job, volume.file.id.as_str()));
     let progress = context.progress("snapshot");
     let outcome = snapshot::run(&volume, local.as_ref(), &request, &System, &progress)?;
     let seconds = progress.elapsed().as_secs_f64();

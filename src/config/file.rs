@@ -131,7 +131,8 @@ impl Config {
     /// The volume of a job, by the job's name on the volume: with `per_node` that is `JOB.NODE`.
     pub fn volume_of(&self, stored: &Name) -> Option<&Name> {
         let of_node = || {
-            let begins = |name: &Name| stored.as_str().strip_prefix(name.as_str()).is_some_and(|rest| rest.starts_with('.'));
+            let begins =
+                |name: &Name| stored.as_str().strip_prefix(name.as_str()).is_some_and(|rest| rest.starts_with('.'));
             let per_node = self.text.job.iter().filter(|(name, text)| text.per_node == Some(true) && begins(name));
             per_node.max_by_key(|(name, _)| name.as_str().len()).map(|(_, text)| text)
         };
@@ -215,8 +216,10 @@ pub fn trusted(meta: &std::fs::Metadata, path: &Path) -> Result<()> {
     }
     let mode = meta.mode() & 0o7777;
     if mode & 0o022 != 0 {
-        return Err(Error::usage(format!("{shown} can be written by others (mode {mode:04o}): what stands in it is run"))
-            .with_hint(format!("chmod go-w {shown}")));
+        return Err(Error::usage(format!(
+            "{shown} can be written by others (mode {mode:04o}): what stands in it is run"
+        ))
+        .with_hint(format!("chmod go-w {shown}")));
     }
     Ok(())
 }

@@ -99,7 +99,8 @@ impl Job {
 
     /// Every set of the job, each resolved: what `config check` looks at.
     pub fn resolve_all(config: &Config, name: &Name) -> Result<Vec<Self>> {
-        let roles: Vec<Name> = config.job(name).and_then(|own| own.role.as_ref()).into_iter().flat_map(BTreeMap::keys).cloned().collect();
+        let roles: Vec<Name> =
+            config.job(name).and_then(|own| own.role.as_ref()).into_iter().flat_map(BTreeMap::keys).cloned().collect();
         let one = |role: Option<Name>| Self::resolve(config, name, &Chosen { role, agent: None });
         if roles.is_empty() { Ok(vec![one(None)?]) } else { roles.into_iter().map(|role| one(Some(role))).collect() }
     }
@@ -121,7 +122,10 @@ impl Job {
         if self.text.per_node != Some(true) {
             return Ok(self.name.clone());
         }
-        let node: Name = node.to_lowercase().parse().map_err(|e: Error| e.context("with `per_node` the node's name is part of the job's"))?;
+        let node: Name = node
+            .to_lowercase()
+            .parse()
+            .map_err(|e: Error| e.context("with `per_node` the node's name is part of the job's"))?;
         format!("{}.{node}", self.name).parse()
     }
 
@@ -146,7 +150,12 @@ impl Job {
     fn check(&mut self, config: &Config) -> Result<()> {
         let text = &self.text;
         let wrong = |key: &str, what: String| self.wrong(config, key, Error::usage(what));
-        for (key, name) in text.volume.iter().map(|name| ("volume", name)).chain(text.copy_to.iter().flatten().map(|name| ("copy_to", name))) {
+        for (key, name) in text
+            .volume
+            .iter()
+            .map(|name| ("volume", name))
+            .chain(text.copy_to.iter().flatten().map(|name| ("copy_to", name)))
+        {
             if config.volume(name).is_none() {
                 let error = Config::no_such("volume", name.as_str(), config.text.volume.keys());
                 return Err(self.wrong(config, key, error));
@@ -167,9 +176,13 @@ impl Job {
             return Err(wrong("levels", "`level` and `levels` exclude each other".to_owned()));
         }
         let is_deep = config.job(&self.name).and_then(|own| own.role.as_ref()).into_iter().flat_map(BTreeMap::values);
-        let is_deep = is_deep.chain(config.text.agent.values()).chain([&config.text.defaults]).any(|set| set.role.is_some());
+        let is_deep =
+            is_deep.chain(config.text.agent.values()).chain([&config.text.defaults]).any(|set| set.role.is_some());
         if is_deep {
-            return Err(Error::usage(format!("{}: sets by role stand in a job only", config.place(&["job", self.name.as_str(), "role"]))));
+            return Err(Error::usage(format!(
+                "{}: sets by role stand in a job only",
+                config.place(&["job", self.name.as_str(), "role"])
+            )));
         }
         if let Some(steps) = &text.step {
             check_steps(steps).map_err(|e| wrong("step", e))?;
@@ -179,8 +192,12 @@ impl Job {
         }
         self.streams = self.read_streams(config)?;
         if self.text.paths.as_ref().is_none_or(Vec::is_empty) && self.streams.is_empty() {
-            return Err(Error::usage(format!("{}: job {} has nothing to store", config.place(&["job", self.name.as_str()]), self.name))
-                .with_hint("`paths` names trees, `[job.NAME.stream.NAME]` a command"));
+            return Err(Error::usage(format!(
+                "{}: job {} has nothing to store",
+                config.place(&["job", self.name.as_str()]),
+                self.name
+            ))
+            .with_hint("`paths` names trees, `[job.NAME.stream.NAME]` a command"));
         }
         Ok(())
     }

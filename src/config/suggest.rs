@@ -65,6 +65,9 @@ mod tests {
         let unknown = unknown_field(said).unwrap();
         assert_eq!(unknown.hint(), "did you mean `exclude`?");
         assert_eq!(unknown_field("unknown variant `x`"), None);
-        assert_eq!(unknown_field("unknown field `qqqqqq`, expected `a` or `b`").unwrap().hint(), "the keys here are a, b");
+        assert_eq!(
+            unknown_field("unknown field `qqqqqq`, expected `a` or `b`").unwrap().hint(),
+            "the keys here are a, b"
+        );
     }
 }

@@ -51,6 +51,12 @@ pub struct Global {
     /// Print no progress, no summary and no warnings
     #[arg(long, short, global = true)]
     pub quiet: bool,
+    /// Tell more: the files of the configuration, volume, level and base
+    #[arg(long, short, global = true, action = clap::ArgAction::Count, conflicts_with = "quiet")]
+    pub verbose: u8,
+    /// Also write what is said to this file, with the time (default: that of the configuration)
+    #[arg(long, global = true, env = "BK_LOG", value_name = "FILE", hide_env_values = true)]
+    pub log: Option<PathBuf>,
     /// Worker threads (default: one for each processor, at most 16)
     #[arg(long, global = true, env = "BK_THREADS", value_name = "N")]
     pub threads: Option<usize>,

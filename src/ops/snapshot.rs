@@ -174,7 +174,11 @@ pub fn prepare<'a>(
     let deltas = choose::deltas(request, base.as_ref(), monitor)?;
     let dir = run_dir(&request.job, run_id);
     let before = names.iter().map(|name| sane::before(&log, place.decision.level(), name)).collect();
-    Ok(Prepared { run: Run { volume, local, request, monitor, roots, names, before, dir, deltas, base }, run_id, place })
+    Ok(Prepared {
+        run: Run { volume, local, request, monitor, roots, names, before, dir, deltas, base },
+        run_id,
+        place,
+    })
 }
 
 impl<'a> Prepared<'a> {

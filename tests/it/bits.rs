@@ -29,12 +29,17 @@ fn request(dir: &std::path::Path, codec: Codec, level: u8) -> snapshot::Request 
         patterns: Vec::new(),
         streams: vec![(
             "numbers".parse().unwrap(),
-            snapshot::Input::Command(vec!["seq".into(), "1".into(), "900".into()]),
+            snapshot::Input::Command(CommandLine {
+                argv: vec!["seq".into(), "1".into(), "900".into()],
+                ..CommandLine::default()
+            }),
         )],
         pipeline: pipeline::Settings { threads: 1, codec, frame_len: 4096, verify_all: true },
         level: Some(level::Request { level, ..level::Request::default() }),
         keep: None,
+        keep_promoted: None,
         ignore_inode: false,
+        guards: snapshot::Guards::default(),
         part_len: 2048,
     }
 }

@@ -73,9 +73,14 @@ impl<'a> Tailed<'a> {
 
     /// Whether all of it is what it must be. `before` is the length of the last one of the same level.
     pub(super) fn check(&self, name: &Name, sanity: &Sanity, before: Option<(u64, String)>) -> Result<()> {
-        let refuse = |what: String| Err(Error::new(Kind::Other, format!("the stream {name} {what}: nothing was stored")));
+        let refuse =
+            |what: String| Err(Error::new(Kind::Other, format!("the stream {name} {what}: nothing was stored")));
         if self.len < sanity.len_min {
-            return refuse(format!("has {}, and at least {} are expected", show_size(self.len), show_size(sanity.len_min)));
+            return refuse(format!(
+                "has {}, and at least {} are expected",
+                show_size(self.len),
+                show_size(sanity.len_min)
+            ));
         }
         if let (Some(drop), Some((before, snapshot))) = (sanity.drop_max, before) {
             let least = u128::from(before) * u128::from(100 - drop.min(100)) / 100;
@@ -156,7 +161,10 @@ mod tests {
             let check = |text: &str, sanity: &Sanity| read(text.as_bytes(), piece, |t| t.check(&name, sanity, None));
             check(&whole, &sanity(Some(end), Some("unrestrict x\n"))).unwrap();
             assert!(check(&whole[..whole.len() - 40], &sanity(Some(end), None)).is_err());
-            assert!(check(&whole, &sanity(Some("PostgreSQL database dump complete"), None)).is_err(), "a part of a line");
+            assert!(
+                check(&whole, &sanity(Some("PostgreSQL database dump complete"), None)).is_err(),
+                "a part of a line"
+            );
             assert!(check(&whole, &sanity(None, Some("x"))).is_err());
             check("one\n", &sanity(Some("one"), None)).unwrap();
         }
