@@ -11,7 +11,11 @@ use crate::{
 };
 
 pub fn run(context: &Context<'_>, args: &RecoverArgs) -> Result<Ended> {
-    let state_dir: PathBuf = meaning::state_dir(args.state_dir.as_ref())?;
+    let configured = match &args.state_dir {
+        Some(_) => None,
+        None => context.config()?.text.state_dir.as_ref(),
+    };
+    let state_dir: PathBuf = meaning::state_dir(args.state_dir.as_ref(), configured)?;
     let job = args.job.as_ref().map(|name| name.parse::<Name>()).transpose()?;
     let monitor = context.progress("recover");
     if let (Some(run_id), Some(job)) = (&args.watch, &job) {

@@ -24,9 +24,12 @@ pub struct Cli {
 /// Options of every command.
 #[derive(Clone, Debug, Args)]
 pub struct Global {
-    /// The volume: a directory or s3://BUCKET/PREFIX, made by `bk volume create`
-    #[arg(long, global = true, env = "BK_VOLUME", value_name = "DIR|URL", hide_env_values = true)]
+    /// The volume: a name from the configuration, a directory or s3://BUCKET/PREFIX, made by `bk volume create`
+    #[arg(long, global = true, env = "BK_VOLUME", value_name = "NAME|DIR|URL", hide_env_values = true)]
     pub volume: Option<PathBuf>,
+    /// The configuration, with conf.d/*.toml beside it; an empty name is none [default: /etc/bk/bk.toml]
+    #[arg(long, global = true, env = "BK_CONFIG", value_name = "FILE", hide_env_values = true)]
+    pub config: Option<PathBuf>,
     /// S3: URL of the server (default: AWS_ENDPOINT_URL, or Amazon's)
     #[arg(long, global = true, value_name = "URL", help_heading = "S3 volumes")]
     pub endpoint: Option<String>,
@@ -48,6 +51,12 @@ pub struct Global {
     /// Print no progress, no summary and no warnings
     #[arg(long, short, global = true)]
     pub quiet: bool,
+    /// Tell more: the files of the configuration, volume, level and base
+    #[arg(long, short, global = true, action = clap::ArgAction::Count, conflicts_with = "quiet")]
+    pub verbose: u8,
+    /// Also write what is said to this file, with the time (default: that of the configuration)
+    #[arg(long, global = true, env = "BK_LOG", value_name = "FILE", hide_env_values = true)]
+    pub log: Option<PathBuf>,
     /// Worker threads (default: one for each processor, at most 16)
     #[arg(long, global = true, env = "BK_THREADS", value_name = "N")]
     pub threads: Option<usize>,
@@ -56,7 +65,7 @@ pub struct Global {
 /// The verbs.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Take a snapshot of trees, standard input or a command's output
+    /// Take a snapshot of a configured job, or of trees, standard input or a command's output
     Snapshot(Box<SnapshotArgs>),
     /// List snapshots
     List(ListArgs),
@@ -82,6 +91,9 @@ pub enum Command {
     Release(ReleaseArgs),
     /// Tell why a snapshot is still there, or no more
     Why(WhyArgs),
+    /// Check the configuration, show a job of it, or make a first one
+    #[command(subcommand)]
+    Config(ConfigCommand),
     /// Make or describe a volume
     #[command(subcommand)]
     Volume(VolumeCommand),
@@ -101,15 +113,21 @@ pub enum Command {
 /// `bk snapshot`
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Examples:\n  bk snapshot --volume /srv/bk --job home /home /etc\n  pg_dump shop | bk snapshot --volume /srv/bk --job db --stdin shop.sql\n  bk snapshot --volume /srv/bk --job db -- pg_dump shop"
+    after_help = "Examples:\n  bk snapshot home\n  bk snapshot --volume /srv/bk --job home /home /etc\n  pg_dump shop | bk snapshot --volume /srv/bk --job db --stdin shop.sql\n  bk snapshot --volume /srv/bk --job db -- pg_dump shop"
 )]
 pub struct SnapshotArgs {
-    /// Directories and files to store; a block device is stored as a stream
-    #[arg(value_name = "PATH")]
+    /// A configured job; or, with --job, directories and files to store, where a block device is stored as a stream
+    #[arg(value_name = "JOB|PATH")]
     pub paths: Vec<PathBuf>,
     /// The job the snapshot belongs to
     #[arg(long, env = "BK_JOB", value_name = "NAME")]
     pub job: Option<String>,
+    /// Of a configured job: take the set for this role, not the one the gate tells
+    #[arg(long, env = "BK_ROLE", value_name = "NAME")]
+    pub role: Option<String>,
+    /// Of a configured job: use this agent
+    #[arg(long, env = "BK_AGENT", value_name = "NAME")]
+    pub agent: Option<String>,
     /// Store names relative to this directory; PATHs are below it
     #[arg(long, short = 'C', value_name = "DIR")]
     pub directory: Option<PathBuf>,
@@ -122,6 +140,9 @@ pub struct SnapshotArgs {
     /// Store the output of this command; it counts only when the command exits with 0
     #[arg(last = true, value_name = "COMMAND")]
     pub run: Vec<OsString>,
+    /// Give the command this variable, although it looks like a secret of bk's own
+    #[arg(long, value_name = "NAME", requires = "run")]
+    pub pass_env: Vec<String>,
     /// Leave out what matches: a name at any depth, or a path from the top when it begins with `/`
     #[arg(long, short, value_name = "GLOB")]
     pub exclude: Vec<String>,
@@ -140,15 +161,15 @@ pub struct SnapshotArgs {
     /// Store directories on other file systems empty
     #[arg(long, short = 'x')]
     pub one_file_system: bool,
-    /// zstd:1 to zstd:19, bzip2:1 to bzip2:9, or none
-    #[arg(long, value_name = "CODEC", default_value = "zstd:3", env = "BK_COMPRESSION")]
-    pub compression: String,
-    /// Content of a frame, the smallest piece that is read: a power of two from 256KiB to 64MiB
-    #[arg(long, value_name = "SIZE", default_value = "4MiB")]
-    pub frame_size: String,
-    /// Stored size of a part, 16MiB to 1GiB
-    #[arg(long, value_name = "SIZE", default_value = "64MiB")]
-    pub part_size: String,
+    /// zstd:1 to zstd:19, bzip2:1 to bzip2:9, or none [default: zstd:3]
+    #[arg(long, value_name = "CODEC", env = "BK_COMPRESSION")]
+    pub compression: Option<String>,
+    /// Content of a frame, the smallest piece that is read: a power of two from 256KiB to 64MiB [default: 4MiB]
+    #[arg(long, value_name = "SIZE")]
+    pub frame_size: Option<String>,
+    /// Stored size of a part, 16MiB to 1GiB [default: 64MiB]
+    #[arg(long, value_name = "SIZE")]
+    pub part_size: Option<String>,
     /// 0 is everything, 1 to 9 what changed since the newest snapshot of a lower level; `auto` asks --levels
     /// (default: auto when there is --levels, else 0)
     #[arg(long, value_name = "0-9|auto")]
@@ -180,9 +201,6 @@ pub struct SnapshotArgs {
     /// Where steps are noted (default: /var/lib/bk, or below the home of who is not root)
     #[arg(long, env = "BK_STATE_DIR", value_name = "DIR")]
     pub state_dir: Option<PathBuf>,
-    /// Gate and steps of the job
-    #[arg(long, hide = true, value_name = "FILE")]
-    pub run_file: Option<PathBuf>,
 }
 
 /// `bk list`
@@ -392,5 +410,28 @@ pub enum VolumeCommand {
     Check {
         /// The volume (default: --volume)
         place: Option<PathBuf>,
+    },
+}
+
+/// `bk config`
+#[derive(Debug, Subcommand)]
+pub enum ConfigCommand {
+    /// Read all of it and say what is wrong
+    Check,
+    /// Show what holds for a job, and where each value comes from; without JOB, what is configured
+    Show {
+        /// The job
+        job: Option<String>,
+        /// The set for this role
+        #[arg(long, env = "BK_ROLE", value_name = "NAME")]
+        role: Option<String>,
+        /// With this agent
+        #[arg(long, env = "BK_AGENT", value_name = "NAME")]
+        agent: Option<String>,
+    },
+    /// Write a commented example
+    Init {
+        /// The file, which must not be there yet [default: /etc/bk/bk.toml]
+        file: Option<PathBuf>,
     },
 }

@@ -5,6 +5,7 @@
 mod cache;
 pub mod local;
 pub mod memory;
+pub mod mount;
 mod open;
 pub mod probe;
 pub mod s3;
