@@ -32,6 +32,15 @@ pub fn watch() -> Result<Signals> {
     Ok(Signals { stop })
 }
 
+/// Lets no such signal end this process, however often it comes.
+pub fn outlive() -> Result<Signals> {
+    for signal in [SIGINT, SIGTERM, SIGHUP] {
+        flag::register(signal, Arc::new(AtomicBool::new(false)))
+            .map_err(|e| Error::io("cannot watch for signals", e))?;
+    }
+    Ok(Signals { stop: Stop::default() })
+}
+
 impl Signals {
     /// The signal that came.
     pub fn seen(&self) -> Option<i32> {

@@ -5,14 +5,11 @@ use std::path::Path;
 use super::{Context, Ended};
 use crate::{
     clock::{Clock, System},
-    config::typed::VolumeCommand,
-    error::Result,
-    model::{
-        place::{Access, Place},
-        units::show_size,
-    },
+    config::{meaning::Named, typed::VolumeCommand},
+    error::{Kind, Result},
+    model::{place::Access, units::show_size},
     ops::list,
-    volume::{self, Volume, probe},
+    volume::{self, Volume, mount, probe},
 };
 
 pub fn run(context: &Context<'_>, command: &VolumeCommand) -> Result<Ended> {
@@ -26,15 +23,19 @@ pub fn run(context: &Context<'_>, command: &VolumeCommand) -> Result<Ended> {
 /// The volume named by the verb, or by `--volume`.
 fn named(context: &Context<'_>, place: Option<&Path>) -> Result<Volume> {
     match place {
-        Some(place) => context.volume_at(&Place::parse(place.to_owned())?),
+        Some(place) => super::open(&context.target(Some(Named::Place(place)))?),
         None => context.volume(),
     }
 }
 
 fn create(context: &Context<'_>, place: &Path, exclusive_writer: bool) -> Result<Ended> {
-    let access = Access { exclusive_writer, ..context.access()? };
-    let place = Place::parse(place.to_owned())?;
-    let volume = volume::create(&place, &access, System.now()?)?;
+    let target = context.target(Some(Named::Place(place)))?;
+    // A mount that is missing would put the volume where it was not meant to be.
+    if let Some(mount_point) = &target.expected.mount_point {
+        mount::require(mount_point).map_err(|e| e.with_kind(Kind::Volume))?;
+    }
+    let access = Access { exclusive_writer, ..target.access };
+    let volume = volume::create(&target.place, &access, System.now()?)?;
     if context.out.is_json() {
         context.out.object("result", &list::info(&volume, &System)?)?;
     } else {

@@ -1,6 +1,8 @@
 //! A command whose standard output is a stream. It counts only when the output ended and the command exited with 0.
 
 use std::{
+    collections::BTreeMap,
+    ffi::OsString,
     io::Read,
     os::unix::process::{CommandExt, ExitStatusExt},
     process::{Child, Command, Stdio},
@@ -58,6 +60,51 @@ impl Read for Watched<'_> {
     }
 }
 
+/// A command, and what of the environment it gets.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct CommandLine {
+    /// Program and arguments.
+    pub argv: Vec<OsString>,
+    /// Added to its environment.
+    pub env: BTreeMap<String, String>,
+    /// Variables it gets although they could be secrets of bk's own.
+    pub pass_env: Vec<String>,
+    /// Who runs it; bk's user when `None`.
+    pub user: Option<String>,
+}
+
+impl CommandLine {
+    fn command(&self) -> Result<Command> {
+        let Some((program, args)) = self.argv.split_first() else {
+            return Err(Error::usage("there is no command after `--`"));
+        };
+        let mut command = match &self.user {
+            None => Command::new(program),
+            Some(user) => {
+                let mut command = Command::new("runuser");
+                command.args(["-u", user, "--"]).arg(program);
+                command
+            }
+        };
+        command.args(args);
+        for (name, _) in std::env::vars_os() {
+            let name = name.to_string_lossy().into_owned();
+            if is_own_secret(&name) && !self.pass_env.contains(&name) {
+                command.env_remove(name);
+            }
+        }
+        command.envs(&self.env);
+        Ok(command)
+    }
+}
+
+/// What opens volumes is not for the commands of streams; what opens their database is.
+fn is_own_secret(name: &str) -> bool {
+    let name = name.to_ascii_uppercase();
+    let is_key = ["SECRET", "TOKEN", "PASS", "KEY", "CREDENTIAL"].iter().any(|word| name.contains(word));
+    name.starts_with("AWS_") || name == "CREDENTIALS_DIRECTORY" || name.starts_with("BK_") && is_key
+}
+
 /// A running command.
 pub struct Producer {
     child: Child,
@@ -66,19 +113,12 @@ pub struct Producer {
 }
 
 impl Producer {
-    /// Starts `argv` in a process group of its own, so that it can be ended with all it started.
-    /// Of bk's environment it is not given `hidden`.
-    pub fn start(argv: &[std::ffi::OsString], hidden: &[&str]) -> Result<Self> {
-        let Some((program, args)) = argv.split_first() else {
-            return Err(Error::usage("there is no command after `--`"));
-        };
-        let name = program.display().to_string();
-        let mut command = Command::new(program);
-        for name in hidden {
-            command.env_remove(name);
-        }
+    /// Starts a command in a process group of its own, so that it can be ended with all it started; `values` are added to its environment.
+    pub fn start(line: &CommandLine, values: &BTreeMap<String, String>) -> Result<Self> {
+        let mut command = line.command()?;
+        let name = line.argv[0].display().to_string();
         let child = command
-            .args(args)
+            .envs(values)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .process_group(0)

@@ -6,6 +6,7 @@ mod copies;
 mod limit;
 pub mod local;
 pub mod memory;
+pub mod mount;
 mod near;
 mod open;
 pub mod probe;
@@ -18,10 +19,6 @@ use serde::Serialize;
 use crate::{error::Result, model::time::Instant};
 
 pub use open::{Volume, create, create_on, open, open_on};
-
-/// Names in the environment whose values are secrets of S3 volumes; no other program is given them.
-pub const SECRETS: [&str; 4] =
-    ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_CONTAINER_AUTHORIZATION_TOKEN"];
 
 /// Requests made of a store that counts them, and bytes of their bodies.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]

@@ -43,7 +43,7 @@ impl S3Store {
             .map_err(|e| Error::io("cannot start threads", e))?;
         let in_flight = match std::env::var("BK_S3_IN_FLIGHT") {
             Ok(text) if !text.is_empty() => parse_size(&text).map_err(|e| e.context("BK_S3_IN_FLIGHT"))?,
-            _ => IN_FLIGHT_BYTES,
+            _ => access.in_flight.unwrap_or(IN_FLIGHT_BYTES),
         };
         let inner = Inner {
             client,
@@ -84,6 +84,11 @@ fn builder(bucket: &Bucket, access: &Access, counts: &Arc<Counts>) -> Result<Ama
     }
     if let Some(region) = &access.region {
         builder = builder.with_region(region);
+    }
+    // Keys that were configured stand for themselves: nothing of the environment's is mixed in.
+    if let Some(keys) = &access.keys {
+        builder = builder.with_access_key_id(&keys.id).with_secret_access_key(&keys.secret);
+        builder = builder.with_token(keys.token.as_deref().unwrap_or_default());
     }
     let set = |builder: &AmazonS3Builder, key| builder.get_config_value(&key).filter(|value| !value.is_empty());
     let endpoint = set(&builder, AmazonS3ConfigKey::S3Endpoint).or_else(|| set(&builder, AmazonS3ConfigKey::Endpoint));

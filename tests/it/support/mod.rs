@@ -62,7 +62,17 @@ impl Bk {
         all.push(BK.into());
         let mut command = Command::new(&all[0]);
         command.args(&all[1..]);
-        for name in ["BK_VOLUME", "BK_TEST_SMALL", "BK_JOB", "BK_THREADS", "RUST_LOG", "RUST_BACKTRACE"] {
+        for name in [
+            "BK_VOLUME",
+            "BK_TEST_SMALL",
+            "BK_JOB",
+            "BK_NODE",
+            "BK_ROLE",
+            "BK_AGENT",
+            "BK_THREADS",
+            "RUST_LOG",
+            "RUST_BACKTRACE",
+        ] {
             command.env_remove(name);
         }
         // What a machine has set up for S3 is not for tests, unless they ask for it.
@@ -71,7 +81,8 @@ impl Bk {
                 command.env_remove(name);
             }
         }
-        command.stdin(Stdio::null());
+        // Nor is its configuration.
+        command.env("BK_CONFIG", "").stdin(Stdio::null());
         Self { command, line: all, input: None }.words(words)
     }
 
