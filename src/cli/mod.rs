@@ -88,12 +88,17 @@ impl Context<'_> {
     }
 
     fn volume_at(&self, place: &Place) -> Result<Volume> {
-        crate::volume::open(place, &meaning::access(self.global))
+        crate::volume::open(place, &self.access()?)
+    }
+
+    /// How an S3 volume is reached; a signal ends its waiting, too.
+    fn access(&self) -> Result<Access> {
+        Ok(Access { stop: self.signals.stop(), ..meaning::access(self.global)? })
     }
 
     /// The volume with nothing remembered of it: what is checked, added to or deleted from is what lies there.
     fn volume_itself(&self) -> Result<Volume> {
-        let access = Access { no_cache: true, ..meaning::access(self.global) };
+        let access = Access { no_cache: true, ..self.access()? };
         crate::volume::open(&meaning::volume(self.global)?, &access)
     }
 

@@ -7,6 +7,7 @@ use crate::{
     model::{
         ids::Name,
         place::{Access, Place},
+        stop::Stop,
         time::Lifetime,
         units::parse_size,
     },
@@ -15,6 +16,8 @@ use crate::{
 /// Parts are at least and at most this long, stored bytes.
 const PART_LEN_MIN: u64 = 16 << 20;
 const PART_LEN_MAX: u64 = 1 << 30;
+/// Slower transfers are refused: nothing would come to an end.
+const RATE_MIN: u64 = 1 << 10;
 /// Decoded content a mount keeps: a few frames at least.
 const CACHE_LEN_MIN: u64 = 16 << 20;
 const CACHE_LEN_DEFAULT: u64 = 256 << 20;
@@ -45,14 +48,29 @@ pub fn volume(global: &Global) -> Result<Place> {
 }
 
 /// How an S3 volume is reached.
-pub fn access(global: &Global) -> Access {
-    Access {
+pub fn access(global: &Global) -> Result<Access> {
+    Ok(Access {
         endpoint: global.endpoint.clone().filter(|text| !text.is_empty()),
         region: global.region.clone().filter(|text| !text.is_empty()),
         path_style: global.path_style,
         ca_file: global.ca_file.clone().filter(|path| !path.as_os_str().is_empty()),
         no_cache: global.no_cache,
+        cache_len: parse_size(&global.cache_size).map_err(|e| e.context("--cache-size"))?,
+        exclusive_writer: false,
+        limit_upload: rate(global.limit_upload.as_deref(), "--limit-upload")?,
+        limit_download: rate(global.limit_download.as_deref(), "--limit-download")?,
+        stop: Stop::default(),
+    })
+}
+
+/// Bytes a second; none is no limit.
+fn rate(typed: Option<&str>, option: &str) -> Result<Option<u64>> {
+    let Some(text) = typed.filter(|text| !text.is_empty()) else { return Ok(None) };
+    let rate = parse_size(text).map_err(|e| e.context(option))?;
+    if rate < RATE_MIN {
+        return Err(Error::usage(format!("{option} {text} is below {RATE_MIN} bytes a second")));
     }
+    Ok(Some(rate))
 }
 
 /// Worker threads: as asked, or one for each processor.

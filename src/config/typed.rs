@@ -42,6 +42,23 @@ pub struct Global {
     /// S3: keep no copies of records and indexes on this machine
     #[arg(long, global = true, help_heading = "S3 volumes")]
     pub no_cache: bool,
+    /// S3: let such copies take this much, for all volumes together
+    #[arg(
+        long,
+        global = true,
+        env = "BK_CACHE_SIZE",
+        value_name = "SIZE",
+        default_value = "1GiB",
+        hide_env_values = true,
+        help_heading = "S3 volumes"
+    )]
+    pub cache_size: String,
+    /// Send at most this many bytes a second to the volume, on average: 10MiB
+    #[arg(long, global = true, env = "BK_LIMIT_UPLOAD", value_name = "RATE", hide_env_values = true)]
+    pub limit_upload: Option<String>,
+    /// Fetch at most this many bytes a second from the volume, on average
+    #[arg(long, global = true, env = "BK_LIMIT_DOWNLOAD", value_name = "RATE", hide_env_values = true)]
+    pub limit_download: Option<String>,
     /// Print JSON, one object a line
     #[arg(long, global = true)]
     pub json: bool,
@@ -429,6 +446,9 @@ pub enum VolumeCommand {
     Create {
         /// The directory, made when it is missing, or s3://BUCKET/PREFIX
         place: PathBuf,
+        /// Accept a store without conditional create: only one process at a time will ever write to it
+        #[arg(long)]
+        exclusive_writer: bool,
     },
     /// Describe a volume
     Info {

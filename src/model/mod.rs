@@ -6,6 +6,7 @@ pub mod ids;
 pub mod path;
 pub mod place;
 pub mod show;
+pub mod stop;
 pub mod text;
 pub mod time;
 pub mod units;

@@ -67,12 +67,17 @@ pub struct Producer {
 
 impl Producer {
     /// Starts `argv` in a process group of its own, so that it can be ended with all it started.
-    pub fn start(argv: &[std::ffi::OsString]) -> Result<Self> {
+    /// Of bk's environment it is not given `hidden`.
+    pub fn start(argv: &[std::ffi::OsString], hidden: &[&str]) -> Result<Self> {
         let Some((program, args)) = argv.split_first() else {
             return Err(Error::usage("there is no command after `--`"));
         };
         let name = program.display().to_string();
-        let child = Command::new(program)
+        let mut command = Command::new(program);
+        for name in hidden {
+            command.env_remove(name);
+        }
+        let child = command
             .args(args)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())

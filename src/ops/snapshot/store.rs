@@ -36,7 +36,7 @@ use crate::{
         roots::{self, Roots},
         walk::Walk,
     },
-    volume::{Created, Volume, local::LocalStore},
+    volume::{Created, SECRETS, Volume, local::LocalStore},
 };
 
 /// A named stream and where it came from.
@@ -152,7 +152,9 @@ impl Run<'_> {
     fn stream(&self, framer: &mut Framer<'_>, number: u32, name: &Name, input: &Input) -> Result<(u64, Origin)> {
         match input {
             Input::Command(argv) => {
-                let mut producer = Producer::start(argv)?;
+                // A volume that needs no secrets leaves those there are to the command.
+                let hidden: &[&str] = if self.volume.store.requests().is_some() { &SECRETS } else { &[] };
+                let mut producer = Producer::start(argv, hidden)?;
                 let mut output = Watched::new(producer.output()?, &self.monitor);
                 let len = self.store_stream(framer, (number, name, Origin::Command), &mut output)?;
                 drop(output);
