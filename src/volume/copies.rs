@@ -142,7 +142,7 @@ mod tests {
     #[test]
     fn a_copy_is_used_when_it_is_right_and_only_then() {
         let dir = tempfile::tempdir().unwrap();
-        let copies = Copies::within(dir.path(), "id", 1 << 20).unwrap();
+        let copies = Copies::within(&dir.path().join("bk"), "id", 1 << 20).unwrap();
         copies.keep("log/a", b"bytes");
         assert_eq!(copies.get("log/a", 5).unwrap(), b"bytes");
         assert!(copies.get("log/a", 4).is_none());
@@ -162,20 +162,22 @@ mod tests {
     #[test]
     fn what_was_not_used_for_longest_goes_and_the_bound_holds() {
         let dir = tempfile::tempdir().unwrap();
-        let (one, two) =
-            (Copies::within(dir.path(), "1", 40_000).unwrap(), Copies::within(dir.path(), "2", 40_000).unwrap());
+        let (one, two) = (
+            Copies::within(&dir.path().join("bk"), "1", 40_000).unwrap(),
+            Copies::within(&dir.path().join("bk"), "2", 40_000).unwrap(),
+        );
         one.keep("used", &[1; 1000]);
         for n in 0..200 {
             let of = if n % 2 == 0 { &one } else { &two };
             of.keep(&format!("{n}"), &[7; 1000]);
             assert!(one.get("used", 1000).is_some(), "{n}");
-            let files = |id: &str| fs::read_dir(dir.path().join(id)).unwrap().flatten().collect::<Vec<_>>();
+            let files = |id: &str| fs::read_dir(dir.path().join("bk").join(id)).unwrap().flatten().collect::<Vec<_>>();
             let bytes: u64 = files("1").iter().chain(&files("2")).map(|file| file.metadata().unwrap().len()).sum();
             // Two writers, each of which looks after a quarter.
             assert!(bytes <= 50_000, "{n}: {bytes}");
         }
         assert!(two.get("199", 1000).is_some());
         assert!(one.get("2", 1000).is_none());
-        assert!(Copies::within(dir.path(), "1", 0).is_none());
+        assert!(Copies::within(&dir.path().join("bk"), "1", 0).is_none());
     }
 }

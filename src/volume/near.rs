@@ -257,7 +257,9 @@ mod tests {
     fn a_record_is_read_once_and_what_is_damaged_is_not_kept() {
         let dir = tempfile::tempdir().unwrap();
         let memory = MemoryStore::default();
-        let near = || Near::new(Arc::new(memory.clone()), Some(Copies::within(dir.path(), "id", 1 << 20).unwrap()));
+        let near = || {
+            Near::new(Arc::new(memory.clone()), Some(Copies::within(&dir.path().join("bk"), "id", 1 << 20).unwrap()))
+        };
         let record = envelope::encode(&serde_json::json!({"a": 1})).unwrap();
         let key = "log/db/00000000000000000001.json";
         memory.set(key, record.clone());
@@ -276,7 +278,9 @@ mod tests {
     fn an_index_comes_from_its_copy_until_that_is_forgotten() {
         let dir = tempfile::tempdir().unwrap();
         let memory = MemoryStore::default();
-        let near = || Near::new(Arc::new(memory.clone()), Some(Copies::within(dir.path(), "id", 64 << 20).unwrap()));
+        let near = || {
+            Near::new(Arc::new(memory.clone()), Some(Copies::within(&dir.path().join("bk"), "id", 64 << 20).unwrap()))
+        };
         let key = "data/db/run/index-00000.bki";
         let page = usize::try_from(PAGE_LEN).unwrap();
         for len in [1, page - 1, page, 3 * page + 7, 20 * page + 1] {

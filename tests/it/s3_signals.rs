@@ -23,7 +23,7 @@ fn world(name: &str) -> (World, Proxy) {
 }
 
 /// Starts `bk`, waits until `fault` has come, and sends the signal; the run must end by it while it waits.
-fn ends(proxy: &Proxy, bk: Bk, signal: Signal, code: i32, about: &str) -> Ran {
+fn ends(proxy: &Proxy, bk: Bk, signal: Signal, codes: &[i32], about: &str) -> Ran {
     let running = bk.env("AWS_ENDPOINT_URL", &proxy.endpoint).spawn();
     while proxy.came() == 0 {
         std::thread::sleep(Duration::from_millis(5));
@@ -33,7 +33,7 @@ fn ends(proxy: &Proxy, bk: Bk, signal: Signal, code: i32, about: &str) -> Ran {
     let sent_at = Instant::now();
     running.signal(signal);
     let ran = running.finish();
-    assert_eq!(ran.code(), code, "{about}\n{}", ran.show());
+    assert!(codes.contains(&ran.code()), "{about}: {}\n{}", ran.code(), ran.show());
     assert!(sent_at.elapsed() < HANGS, "{about}: {:?}\n{}", sent_at.elapsed(), ran.show());
     ran
 }
@@ -49,13 +49,13 @@ fn a_signal_ends_readers() {
             for fault in [Fault::Hang, Fault::Status(503)] {
                 proxy.plan(k, usize::MAX, fault);
                 let about = format!("{words}, {fault:?} from request {k} of {count} on");
-                ends(&proxy, world.bk(words), Signal::TERM, 143, &about);
+                ends(&proxy, world.bk(words), Signal::TERM, &[143], &about);
             }
         }
     }
     let out = world.path("out");
     proxy.plan(6, usize::MAX, Fault::Hang);
-    ends(&proxy, world.bk("restore s/1 --target").arg(&out), Signal::INT, 130, "restore");
+    ends(&proxy, world.bk("restore s/1 --target").arg(&out), Signal::INT, &[130], "restore");
 }
 
 #[test]
@@ -73,10 +73,12 @@ fn a_signal_ends_writers() {
             proxy.plan(k, usize::MAX, fault);
             let about = format!("{fault:?} from request {k} of {count} on");
             let before = list(&world.volume);
-            let ran = ends(&proxy, snapshot(in_flight), Signal::TERM, 143, &about);
+            let ran = ends(&proxy, snapshot(in_flight), Signal::TERM, &[143, 0], &about);
             // A commit that was sent, but not answered, may have been made; then it is said that nobody knows.
             let is_unknown = ran.said().contains("was recorded is not known");
-            assert!(is_unknown || list(&world.volume) == before, "{about}\n{}", ran.show());
+            // After the commit only the lease is given back: then the run is done.
+            let is_made = list(&world.volume) != before;
+            assert!(is_unknown || is_made == (ran.code() == 0), "{about}\n{}", ran.show());
         }
     }
     Bk::new("verify --data --volume").arg(&world.volume).run().ok();
