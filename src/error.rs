@@ -16,6 +16,8 @@ pub enum Kind {
     Incomplete,
     /// The volume or its medium is not usable: missing, wrong id, not writable (exit 4).
     Volume,
+    /// Whether this node may act cannot be learnt, or the cluster is not as it has to be (exit 5).
+    Gate,
     /// Another run won, or the outcome is unknown (exit 6).
     Lost,
     /// A user's command failed (exit 7).

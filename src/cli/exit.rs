@@ -28,6 +28,7 @@ fn of(kind: Kind) -> u8 {
         Kind::Usage => 2,
         Kind::Incomplete => 3,
         Kind::Volume => 4,
+        Kind::Gate => 5,
         Kind::Lost => 6,
         Kind::Step => 7,
         Kind::Integrity => 8,

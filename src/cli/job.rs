@@ -92,6 +92,7 @@ impl Asked {
                     level: level(args, None, None)?,
                     keep: keep(args)?,
                     keep_promoted: None,
+                    min_interval: meaning::min_interval(args.min_interval.as_ref())?,
                 };
                 request(args, sources, common, Guards::default(), false)
             }
@@ -118,6 +119,7 @@ struct Common {
     level: level::Request,
     keep: Option<Lifetime>,
     keep_promoted: Option<Lifetime>,
+    min_interval: Option<Lifetime>,
 }
 
 fn request(
@@ -139,6 +141,7 @@ fn request(
         level: Some(common.level),
         keep: common.keep,
         keep_promoted: common.keep_promoted,
+        min_interval: common.min_interval,
         base: sources.base,
         sources: sources.paths,
         selection: Selection {
@@ -258,6 +261,7 @@ impl Configured<'_> {
             level,
             keep: typed_keep.or(keep_of_level),
             keep_promoted: typed_keep.or_else(|| kept(0)),
+            min_interval: meaning::min_interval(args.min_interval.as_ref())?.or(text.min_interval.map(|span| span.0)),
         };
         let ignore_inode = text.ignore_inode == Some(true);
         let mut request = request(args, self.sources()?, common, self.guards(), ignore_inode)?;

@@ -103,6 +103,16 @@ impl Output {
         }
     }
 
+    /// What goes as it should, for the log.
+    pub fn note(&self, text: &str) {
+        self.log(text);
+        if self.json {
+            let _ = self.object("note", &serde_json::json!({ "text": text }));
+        } else if !self.quiet {
+            self.err(INFO, &format!("bk: {text}"));
+        }
+    }
+
     /// A warning.
     pub fn warn(&self, text: &str) {
         self.log(&format!("warning: {text}"));

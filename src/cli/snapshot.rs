@@ -6,7 +6,7 @@ use crate::{
     config::typed::SnapshotArgs,
     error::Result,
     model::units::show_size,
-    ops::snapshot::{self, Guards, Outcome, Planned, Request},
+    ops::snapshot::{self, Guards, Outcome, Planned, Request, Skipped},
     plan::level::Decision,
 };
 
@@ -26,9 +26,13 @@ pub fn run(context: &Context<'_>, args: &SnapshotArgs) -> Result<Ended> {
     let (at, level) = (&volume.shown, request.level.as_ref().map_or(0, |level| level.level));
     context.out.detail(&format!("job {} at level {level} on volume {} at {at}", request.job, volume.file.id.as_str()));
     let progress = context.progress("snapshot");
-    let outcome = snapshot::run(&volume, local.as_ref(), &request, &System, &progress)?;
+    let ended = snapshot::run(&volume, local.as_ref(), &request, &System, &progress)?;
     let seconds = progress.elapsed().as_secs_f64();
     drop(progress);
+    let outcome = match ended {
+        snapshot::Ended::Taken(outcome) => outcome,
+        snapshot::Ended::Skipped(skipped) => return show_skipped(context, &skipped),
+    };
     if context.out.is_json() {
         #[derive(serde::Serialize)]
         struct Timed<'a> {
@@ -41,6 +45,16 @@ pub fn run(context: &Context<'_>, args: &SnapshotArgs) -> Result<Ended> {
         summary(context, &outcome, seconds);
     }
     Ok(if outcome.totals.incomplete > 0 { Ended::Incomplete } else { Ended::Done })
+}
+
+/// A run that was not needed: exit 0.
+fn show_skipped(context: &Context<'_>, skipped: &Skipped) -> Result<Ended> {
+    if context.out.is_json() {
+        context.out.object("result", skipped)?;
+    } else {
+        context.out.say(&format!("{}: {}", skipped.outcome, skipped.why));
+    }
+    Ok(Ended::Done)
 }
 
 /// `--dry-run`: what would be taken and why.

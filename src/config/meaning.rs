@@ -9,6 +9,7 @@ use crate::{
     model::{
         ids::Name,
         place::{Access, Place},
+        time::Lifetime,
         units::show_size,
     },
 };
@@ -126,6 +127,15 @@ pub fn job(typed: Option<&String>) -> Result<Name> {
     match typed {
         Some(name) => name.parse(),
         None => Err(Error::usage("no job is named").with_hint("--job NAME says which job the snapshot belongs to")),
+    }
+}
+
+/// The interval within which a job has one snapshot.
+pub fn min_interval(typed: Option<&String>) -> Result<Option<Lifetime>> {
+    let Some(text) = typed.filter(|text| !text.is_empty()) else { return Ok(None) };
+    match text.parse().map_err(|e: Error| e.context("--min-interval"))? {
+        Lifetime::Never => Err(Error::usage("--min-interval never: no snapshot would ever be taken")),
+        interval => Ok(Some(interval)),
     }
 }
 

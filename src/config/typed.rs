@@ -184,6 +184,9 @@ pub struct SnapshotArgs {
     /// How long to keep it: `4w`, `1w 3d`, `6mo`, `never` (default: never ending)
     #[arg(long, value_name = "TIME", env = "BK_EXPIRE")]
     pub expire: Option<String>,
+    /// Do nothing, with exit 0, when the job has a snapshot that is younger: `20h`, `6d`
+    #[arg(long, value_name = "TIME")]
+    pub min_interval: Option<String>,
     /// Show level, base and expiry, and stop there
     #[arg(long, short = 'n')]
     pub dry_run: bool,

@@ -10,9 +10,14 @@ use bk::{
     monitor::Silent,
     ops::{snapshot, verify},
     plan::level,
-    source::select::{Globs, Selection},
+    source::{
+        command::CommandLine,
+        select::{Globs, Selection},
+    },
     volume::{Volume, create_on, memory::MemoryStore, open_on},
 };
+
+use crate::support::taken;
 
 fn request(dir: &std::path::Path, codec: Codec, level: u8) -> snapshot::Request {
     snapshot::Request {
@@ -36,6 +41,7 @@ fn request(dir: &std::path::Path, codec: Codec, level: u8) -> snapshot::Request 
         )],
         pipeline: pipeline::Settings { threads: 1, codec, frame_len: 4096, verify_all: true },
         level: Some(level::Request { level, ..level::Request::default() }),
+        min_interval: None,
         keep: None,
         keep_promoted: None,
         ignore_inode: false,
@@ -58,7 +64,7 @@ fn small_volume(codec: Codec) -> (MemoryStore, Volume) {
     std::fs::write(dir.path().join("sub/text"), "some text\n".repeat(600) + "other").unwrap();
     std::fs::rename(dir.path().join("noise"), dir.path().join("moved")).unwrap();
     std::fs::remove_file(dir.path().join("link")).unwrap();
-    let second = snapshot::run(&volume, None, &request(dir.path(), codec, 1), &System, &Silent).unwrap();
+    let second = snapshot::run(&volume, None, &request(dir.path(), codec, 1), &System, &Silent).map(taken).unwrap();
     assert_eq!((second.level, second.totals.removed_entries), (1, 2));
     (store, volume)
 }

@@ -4,6 +4,7 @@ use super::{
     Input, Request,
     choose::{Chosen, Place},
     sane::Tailed,
+    turn::Guarded,
 };
 use crate::{
     engine::{
@@ -47,7 +48,7 @@ pub(super) struct Run<'a> {
     pub(super) volume: &'a Volume,
     pub(super) local: Option<&'a LocalStore>,
     pub(super) request: &'a Request,
-    pub(super) monitor: &'a dyn Monitor,
+    pub(super) monitor: Guarded<'a>,
     pub(super) roots: Roots,
     pub(super) names: Vec<Name>,
     /// Of each name, the length of its last stream of this level, and the snapshot that has it.
@@ -95,7 +96,7 @@ impl Run<'_> {
                 ignore_inode: self.request.ignore_inode,
             });
             let request = tree::Request { links: Links::new(&scratch), deltas: self.settings(), base };
-            outcome = tree::store(framer, walk, request, self.monitor)?;
+            outcome = tree::store(framer, walk, request, &self.monitor)?;
             self.request.guards.check_files(&outcome.totals)?;
         }
         for text in &self.roots.warnings {
@@ -145,7 +146,8 @@ impl Run<'_> {
             Some(base) => base.chain.old_stream(name)?,
             None => None,
         };
-        let stream = stream::Stream { number, name: name.as_str(), settings: settings.as_ref(), monitor: self.monitor };
+        let stream =
+            stream::Stream { number, name: name.as_str(), settings: settings.as_ref(), monitor: &self.monitor };
         let mut tailed = Tailed::new(input);
         let len = match (old, &self.base) {
             (Some((content, chunks)), Some(base)) if settings.is_some() => {
@@ -168,7 +170,7 @@ impl Run<'_> {
             Input::Device(device) => Ok((self.device(framer, number, name, device)?, Origin::Device)),
             Input::Command(command) => {
                 let mut producer = Producer::start(command)?;
-                let mut output = Watched::new(producer.output()?, self.monitor);
+                let mut output = Watched::new(producer.output()?, &self.monitor);
                 let (len, sane) = self.store_stream(framer, (number, name, Origin::Command), &mut output)?;
                 drop(output);
                 // A command that fails says so itself, before "the stream is empty" does.
@@ -177,7 +179,7 @@ impl Run<'_> {
                 sane.map(|()| (len, Origin::Command))
             }
             Input::Stdin => {
-                let mut input = Watched::stdin(self.monitor)?;
+                let mut input = Watched::stdin(&self.monitor)?;
                 let (len, sane) = self.store_stream(framer, (number, name, Origin::Unverified), &mut input)?;
                 not_empty(name, len)?;
                 sane.map(|()| (len, Origin::Unverified))
@@ -202,13 +204,14 @@ impl Run<'_> {
             node: request.node.clone(),
             run_id,
             nonce: Nonce::new()?,
-            epoch: 0,
+            epoch: self.monitor.lease().epoch(),
             seq: place.next.0,
             prev: place.next.1,
             level: place.decision.level(),
             base: place.base.clone(),
             promoted_from: place.decision.promoted_from(),
             taken_at: place.taken_at,
+            store_at: place.store_at,
             expires_at: place.expires_at,
             definition: place.definition,
             codec: request.pipeline.codec,

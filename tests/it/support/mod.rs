@@ -321,6 +321,15 @@ impl World {
     }
 }
 
+/// The snapshot of a run whose turn it was.
+#[track_caller]
+pub fn taken(ended: bk::ops::snapshot::Ended) -> bk::ops::snapshot::Outcome {
+    match ended {
+        bk::ops::snapshot::Ended::Taken(outcome) => *outcome,
+        bk::ops::snapshot::Ended::Skipped(skipped) => panic!("{skipped:?}"),
+    }
+}
+
 /// Names of the snapshots that `bk list --json` shows.
 #[track_caller]
 pub fn list(volume: &Path) -> Vec<String> {
