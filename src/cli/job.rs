@@ -8,6 +8,7 @@ use crate::{
     clock::{Clock, System},
     config::{
         file::Config,
+        gate::GateKind,
         job::{Chosen, From, Job},
         meaning::{self, Named, StoringText},
         typed::SnapshotArgs,
@@ -238,6 +239,7 @@ impl Configured<'_> {
 
     fn request(&self, context: &Context<'_>, args: &SnapshotArgs) -> Result<Request> {
         let (job, text) = (self.job, &self.job.text);
+        self.refuse_what_is_not_done()?;
         let node = match (args.node.as_ref().filter(|name| !name.is_empty()), &text.node) {
             (None, Some(node)) => node.to_string(),
             (typed, _) => context.node(typed)?,
@@ -270,6 +272,21 @@ impl Configured<'_> {
         }
         request.pipeline.verify_all |= text.verify_write == Some(true);
         Ok(request)
+    }
+
+    /// What is configured is done or refused: a step that is passed over in silence would store an application that was not held.
+    fn refuse_what_is_not_done(&self) -> Result<()> {
+        let text = &self.job.text;
+        let is_gated = text.gate.as_ref().is_some_and(|gate| !matches!(gate.kind, GateKind::Always | GateKind::Lease));
+        let keys = [
+            ("gate", is_gated),
+            ("step", text.step.as_ref().is_some_and(|steps| !steps.is_empty())),
+            ("copy_to", text.copy_to.as_ref().is_some_and(|names| !names.is_empty())),
+        ];
+        match keys.iter().find(|(_, is)| *is) {
+            Some((key, _)) => Err(self.wrong(key)(Error::usage("`bk snapshot` does not do this yet, and takes no snapshot without it"))),
+            None => Ok(()),
+        }
     }
 
     fn level(&self) -> Result<Option<Schedule>> {
