@@ -32,6 +32,25 @@ pub enum Kind {
     BrokenPipe,
 }
 
+impl Kind {
+    /// The exit code of a failure of this kind alone.
+    pub fn exit_code(self) -> u8 {
+        match self {
+            Self::BrokenPipe => 0,
+            Self::Other => 1,
+            Self::Usage => 2,
+            Self::Incomplete => 3,
+            Self::Volume => 4,
+            Self::Gate => 5,
+            Self::Lost => 6,
+            Self::Step => 7,
+            Self::Integrity => 8,
+            Self::NoSpace => 9,
+            Self::Signal(n) => u8::try_from(n).ok().and_then(|n| n.checked_add(128)).unwrap_or(1),
+        }
+    }
+}
+
 /// A failure: kind, what was being done, cause and hint.
 #[derive(Debug)]
 pub struct Error {

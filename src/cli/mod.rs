@@ -10,7 +10,9 @@ mod list;
 mod log;
 mod output;
 mod progress;
+mod recover;
 mod restore;
+mod run;
 mod shell;
 mod signals;
 mod snapshot;
@@ -48,7 +50,10 @@ pub fn main() -> ExitCode {
         out.log_to(Log::open(path, None));
     }
     out.detail(&format!("begins: {}", line()));
-    let result = signals::watch().and_then(|signals| run(&cli, &out, &signals));
+    // A watcher has to outlive what ends its run.
+    let is_watcher = matches!(&cli.command, Command::Recover(args) if args.watch.is_some());
+    let watch = if is_watcher { signals::outlive } else { signals::watch };
+    let result = watch().and_then(|signals| run(&cli, &out, &signals));
     exit::code(&out, result)
 }
 
@@ -65,6 +70,8 @@ enum Ended {
     Incomplete,
     /// Faults were found in what is stored: exit 8.
     Faults,
+    /// All was told already: this is the exit code.
+    Code(u8),
 }
 
 fn run(cli: &Cli, out: &Output, signals: &signals::Signals) -> Result<Ended> {
@@ -77,6 +84,7 @@ fn run(cli: &Cli, out: &Output, signals: &signals::Signals) -> Result<Ended> {
         Command::Export(args) => browse::export(&context, args),
         Command::Diff(args) => browse::diff(&context, args),
         Command::Restore(args) => restore::run(&context, args),
+        Command::Recover(args) => recover::run(&context, args),
         Command::Verify(args) => check::run(&context, args),
         Command::Expire(args) => expire::run(&context, args),
         Command::Hold(args) => expire::hold(&context, args),

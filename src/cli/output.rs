@@ -137,9 +137,14 @@ impl Output {
             let value = serde_json::json!({ "message": error.to_string(), "hint": error.hint(), "exit": code });
             let _ = self.object("error", &value);
         }
-        self.log(&format!("error: {error} (exit {code})"));
-        self.err(ERROR, &format!("bk: error: {error}"));
-        if let Some(hint) = error.hint() {
+        self.told(&error.to_string(), error.hint(), code);
+    }
+
+    /// An error in words alone: the object for it is another's.
+    pub fn told(&self, message: &str, hint: Option<&str>, code: u8) {
+        self.log(&format!("error: {message} (exit {code})"));
+        self.err(ERROR, &format!("bk: error: {message}"));
+        if let Some(hint) = hint {
             self.err(ERROR, &format!("bk: hint: {hint}"));
         }
     }

@@ -31,6 +31,15 @@ pub fn watch() -> Result<Signals> {
     Ok(Signals { seen })
 }
 
+/// Lets no such signal end this process, however often it comes.
+pub fn outlive() -> Result<Signals> {
+    for signal in [SIGINT, SIGTERM, SIGHUP] {
+        flag::register(signal, Arc::new(AtomicBool::new(false)))
+            .map_err(|e| Error::io("cannot watch for signals", e))?;
+    }
+    Ok(Signals { seen: Arc::new(AtomicUsize::new(0)) })
+}
+
 impl Signals {
     /// The signal that came.
     pub fn seen(&self) -> Option<i32> {

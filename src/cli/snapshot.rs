@@ -1,12 +1,16 @@
 //! `bk snapshot`
 
-use super::{Context, Ended, job, progress::show_time};
+use super::{Context, Ended, job, progress::show_time, run as shown};
 use crate::{
     clock::System,
-    config::typed::SnapshotArgs,
+    config::{meaning, typed::SnapshotArgs},
+    engine::cluster::gate::Open,
     error::Result,
     model::units::show_size,
-    ops::snapshot::{self, Guards, Outcome, Planned, Request, Skipped},
+    ops::{
+        run::{self, Job, Work},
+        snapshot::{self, Guards, Outcome, Planned, Request},
+    },
     plan::level::Decision,
 };
 
@@ -14,47 +18,39 @@ pub fn run(context: &Context<'_>, args: &SnapshotArgs) -> Result<Ended> {
     let asked = job::asked(context, args)?;
     let request = asked.request(context, args)?;
     let target = super::itself(asked.target(context, &request.job)?);
-    let (volume, local) = (super::open(&target)?, super::local(&target)?);
-    let request = Request {
-        guards: Guards { free_bytes_min: target.expected.min_free.unwrap_or(0), ..request.guards },
-        ..request
+    let free_bytes_min = target.expected.min_free.unwrap_or(0);
+    let guarded = |request: Request| Request { guards: Guards { free_bytes_min, ..request.guards }, ..request };
+    let in_role = |role: Option<&str>| match asked.in_role(context, args, role)? {
+        Some(asked) => asked.request(context, args).map(guarded),
+        None => Ok(guarded(request.clone())),
     };
     if args.dry_run {
-        let planned = snapshot::plan(&volume, &request, &System)?;
+        let request = in_role(None)?;
+        let planned = snapshot::plan(&super::open(&target)?, &request, &System)?;
         return show_plan(context, &request, &planned);
     }
-    let (at, level) = (&volume.shown, request.level.as_ref().map_or(0, |level| level.level));
-    context.out.detail(&format!("job {} at level {level} on volume {} at {at}", request.job, volume.file.id.as_str()));
+    let around = asked.around();
+    let job = Job {
+        name: &request.job,
+        node: &request.node,
+        gate: &around.gate,
+        steps: &around.steps,
+        max_hold: around.max_hold,
+        state_dir: &meaning::state_dir(args.state_dir.as_ref(), context.config()?.text.state_dir.as_ref())?,
+    };
+    let open = || {
+        let (volume, local) = (super::open(&target)?, super::local(&target)?);
+        let (at, level) = (&volume.shown, request.level.as_ref().map_or(0, |level| level.level));
+        let id = volume.file.id.as_str();
+        context.out.detail(&format!("job {} at level {level} on volume {id} at {at}", request.job));
+        Ok((volume, local))
+    };
+    let requested = |open: &Open| in_role(open.role.as_deref());
     let progress = context.progress("snapshot");
-    let ended = snapshot::run(&volume, local.as_ref(), &request, &System, &progress)?;
+    let report = run::run(&job, &Work { open: &open, request: &requested }, &System, &progress);
     let seconds = progress.elapsed().as_secs_f64();
     drop(progress);
-    let outcome = match ended {
-        snapshot::Ended::Taken(outcome) => outcome,
-        snapshot::Ended::Skipped(skipped) => return show_skipped(context, &skipped),
-    };
-    if context.out.is_json() {
-        #[derive(serde::Serialize)]
-        struct Timed<'a> {
-            #[serde(flatten)]
-            outcome: &'a Outcome,
-            seconds: f64,
-        }
-        context.out.object("result", &Timed { outcome: &outcome, seconds })?;
-    } else {
-        summary(context, &outcome, seconds);
-    }
-    Ok(if outcome.totals.incomplete > 0 { Ended::Incomplete } else { Ended::Done })
-}
-
-/// A run that was not needed: exit 0.
-fn show_skipped(context: &Context<'_>, skipped: &Skipped) -> Result<Ended> {
-    if context.out.is_json() {
-        context.out.object("result", skipped)?;
-    } else {
-        context.out.say(&format!("{}: {}", skipped.outcome, skipped.why));
-    }
-    Ok(Ended::Done)
+    shown::show(context, &report, seconds, |outcome| summary(context, outcome, seconds))
 }
 
 /// `--dry-run`: what would be taken and why.

@@ -9,6 +9,7 @@ use crate::{
     model::{
         ids::Name,
         place::{Access, Place},
+        span::Span,
         time::Lifetime,
         units::show_size,
     },
@@ -130,13 +131,31 @@ pub fn job(typed: Option<&String>) -> Result<Name> {
     }
 }
 
-/// The interval within which a job has one snapshot.
-pub fn min_interval(typed: Option<&String>) -> Result<Option<Lifetime>> {
-    let Some(text) = typed.filter(|text| !text.is_empty()) else { return Ok(None) };
+/// The interval within which a job has one snapshot: as typed, or as configured.
+pub fn min_interval(typed: Option<&String>, configured: Option<Span>) -> Result<Option<Lifetime>> {
+    let Some(text) = typed.filter(|text| !text.is_empty()) else {
+        let seconds = configured.map(|span| i64::try_from(span.0.as_secs()).unwrap_or(i64::MAX));
+        return Ok(seconds.map(|seconds| Lifetime::For { months: 0, seconds }));
+    };
     match text.parse().map_err(|e: Error| e.context("--min-interval"))? {
         Lifetime::Never => Err(Error::usage("--min-interval never: no snapshot would ever be taken")),
         interval => Ok(Some(interval)),
     }
+}
+
+/// Where steps are noted: as typed or configured, else below `/var/lib`, else, of who may not write there, below the home.
+pub fn state_dir(typed: Option<&PathBuf>, configured: Option<&PathBuf>) -> Result<PathBuf> {
+    if let Some(dir) = typed.filter(|dir| !dir.as_os_str().is_empty()).or(configured) {
+        return std::path::absolute(dir).map_err(|e| Error::io(format!("cannot use {}", dir.display()), e));
+    }
+    if rustix::process::geteuid().is_root() {
+        return Ok(PathBuf::from("/var/lib/bk"));
+    }
+    let set = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    let below = set("XDG_STATE_HOME").or_else(|| set("HOME").map(|home| home.join(".local/state")));
+    below
+        .map(|dir| dir.join("bk"))
+        .ok_or_else(|| Error::usage("no state directory: there is no HOME").with_hint("--state-dir DIR"))
 }
 
 /// Codec, frames and parts as typed.

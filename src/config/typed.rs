@@ -10,7 +10,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 #[derive(Debug, Parser)]
 #[command(name = "bk", version, propagate_version = true, max_term_width = 100)]
 #[command(
-    after_help = "A snapshot is named job/17, job/latest or job/latest~2.\nExit codes: 0 done, 1 error, 2 usage, 3 done but incomplete, 4 volume, 6 lost to another run, 8 integrity, 9 no space, 128+n signal."
+    after_help = "A snapshot is named job/17, job/latest or job/latest~2.\nExit codes: 0 done, 1 error, 2 usage, 3 done but incomplete, 4 volume, 5 gate, 6 lost to another run, 7 step, 8 integrity, 9 no space, 128+n signal."
 )]
 pub struct Cli {
     /// What to do.
@@ -77,6 +77,8 @@ pub enum Command {
     Restore(RestoreArgs),
     /// Write a snapshot's tree to standard output as one tar
     Export(ExportArgs),
+    /// Leave what a run that was killed had begun
+    Recover(RecoverArgs),
     /// Check what is stored
     Verify(VerifyArgs),
     /// Show what differs between two snapshots
@@ -196,6 +198,9 @@ pub struct SnapshotArgs {
     /// This node's name in the record (default: the host's name)
     #[arg(long, env = "BK_NODE", value_name = "NAME")]
     pub node: Option<String>,
+    /// Where steps are noted (default: /var/lib/bk, or below the home of who is not root)
+    #[arg(long, env = "BK_STATE_DIR", value_name = "DIR")]
+    pub state_dir: Option<PathBuf>,
 }
 
 /// `bk list`
@@ -286,6 +291,26 @@ pub struct RestoreArgs {
 pub struct ExportArgs {
     /// The snapshot
     pub snapshot: String,
+}
+
+/// `bk recover`
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Run it at boot. The next run of a job does the same first; while bk lives nothing is left from outside."
+)]
+pub struct RecoverArgs {
+    /// Only this job
+    #[arg(required_if_eq("forget", "true"))]
+    pub job: Option<String>,
+    /// Where steps are noted (default: /var/lib/bk, or below the home of who is not root)
+    #[arg(long, env = "BK_STATE_DIR", value_name = "DIR")]
+    pub state_dir: Option<PathBuf>,
+    /// Run nothing: it was done by hand
+    #[arg(long)]
+    pub forget: bool,
+    /// Wait for the end of this run on standard input
+    #[arg(long, hide = true, value_name = "RUN_ID", requires = "job")]
+    pub watch: Option<String>,
 }
 
 /// `bk verify`

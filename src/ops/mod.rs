@@ -7,6 +7,8 @@ pub mod export;
 pub mod keep;
 pub mod list;
 pub mod ls;
+pub mod recover;
 pub mod restore;
+pub mod run;
 pub mod snapshot;
 pub mod verify;

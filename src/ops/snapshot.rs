@@ -37,6 +37,7 @@ use crate::{
         log::JobLog,
     },
     source::{command::CommandLine, roots, select::Selection},
+    steps::Values,
     volume::{Requests, Volume, local::LocalStore},
 };
 use choose::{Chosen, Place};
@@ -80,6 +81,8 @@ pub struct Request {
     pub part_len: u64,
     /// Inode numbers say nothing, as on some network file systems.
     pub ignore_inode: bool,
+    /// What the commands of streams get by environment.
+    pub values: Values,
     /// What must hold of the sources.
     pub guards: Guards,
 }
@@ -144,7 +147,7 @@ pub fn run(
     clock: &dyn Clock,
     monitor: &dyn Monitor,
 ) -> Result<Ended> {
-    Ok(match prepare(volume, local, request, clock, monitor)? {
+    Ok(match prepare(volume, local, request, RunId::new(clock.unix_ms())?, clock, monitor)? {
         Ready::Run(prepared) => Ended::Taken(Box::new(prepared.store()?.commit()?)),
         Ready::Skip(skipped) => Ended::Skipped(skipped),
     })
@@ -170,6 +173,7 @@ pub fn prepare<'a>(
     volume: &'a Volume,
     local: Option<&'a LocalStore>,
     request: &'a Request,
+    run_id: RunId,
     clock: &dyn Clock,
     monitor: &'a dyn Monitor,
 ) -> Result<Ready<'a>> {
@@ -180,7 +184,6 @@ pub fn prepare<'a>(
         return Err(Error::usage("there is nothing to store").with_hint("name paths, --stdin NAME, or -- COMMAND"));
     }
     check_volume(volume, request.guards.free_bytes_min)?;
-    let run_id = RunId::new(clock.unix_ms())?;
     let lease = match turn::take(volume, request, run_id, clock, monitor)? {
         Ok(lease) => lease,
         Err(skipped) => return Ok(Ready::Skip(skipped)),
@@ -210,7 +213,10 @@ pub fn prepare<'a>(
     let dir = run_dir(&request.job, run_id);
     let before = names.iter().map(|name| sane::before(&log, place.decision.level(), name)).collect();
     let monitor = Guarded::new(monitor, lease);
-    let run = Run { volume, local, request, monitor, roots, names, before, dir, deltas, base };
+    let mut values = request.values.clone();
+    values.insert("BK_PHASE".to_owned(), "stream".to_owned());
+    values.insert("BK_LEVEL".to_owned(), place.decision.level().to_string());
+    let run = Run { volume, local, request, values, monitor, roots, names, before, dir, deltas, base };
     Ok(Ready::Run(Box::new(Prepared { run, run_id, place })))
 }
 

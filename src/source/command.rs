@@ -108,11 +108,12 @@ pub struct Producer {
 }
 
 impl Producer {
-    /// Starts a command in a process group of its own, so that it can be ended with all it started.
-    pub fn start(line: &CommandLine) -> Result<Self> {
+    /// Starts a command in a process group of its own, so that it can be ended with all it started; `values` are added to its environment.
+    pub fn start(line: &CommandLine, values: &BTreeMap<String, String>) -> Result<Self> {
         let mut command = line.command()?;
         let name = line.argv[0].display().to_string();
         let child = command
+            .envs(values)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .process_group(0)

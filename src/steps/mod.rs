@@ -60,6 +60,8 @@ pub struct Steps<'a> {
     journal: Option<(Journal, Watcher)>,
     begun: Vec<&'a Step>,
     held: Held,
+    /// Something could not be left.
+    is_stuck: bool,
     /// What was run.
     pub reports: Vec<Report>,
 }
@@ -80,7 +82,7 @@ impl<'a> Steps<'a> {
         monitor: &'a dyn Monitor,
     ) -> Self {
         let (begun, reports) = (Vec::new(), Vec::new());
-        Self { steps, monitor, place, values, journal: None, begun, held: Held::default(), reports }
+        Self { steps, monitor, place, values, journal: None, begun, held: Held::default(), is_stuck: false, reports }
     }
 
     /// Sets a value of the environment of what is run from now on.
@@ -145,9 +147,9 @@ impl<'a> Steps<'a> {
         Ok(())
     }
 
-    /// When the first step that is no media step began, as long as one is not left.
-    pub fn held_since(&self) -> Option<Instant> {
-        self.held.since
+    /// Whether there is a step that holds the application.
+    pub fn will_hold(&self) -> bool {
+        self.steps.iter().any(|step| !step.media && step.after.is_none())
     }
 
     /// Whether every step that holds the application may be left early.
@@ -171,6 +173,7 @@ impl<'a> Steps<'a> {
                 self.held.total += self.held.since.take().map_or(Duration::ZERO, |since| since.elapsed());
             }
         }
+        self.is_stuck |= !errors.is_empty();
         kept.reverse();
         self.begun = kept;
         errors
@@ -197,9 +200,9 @@ impl<'a> Steps<'a> {
     }
 
     /// The run is over: what could not be left stays in the journal, and the watcher may go.
-    pub fn finish(&mut self, is_left: bool) -> Result<()> {
+    pub fn finish(&mut self) -> Result<()> {
         let Some((journal, watcher)) = self.journal.take() else { return Ok(()) };
-        let done = if is_left { journal.finish() } else { Ok(()) };
+        let done = if self.is_stuck || !self.begun.is_empty() { Ok(()) } else { journal.finish() };
         watcher.dismiss();
         done
     }

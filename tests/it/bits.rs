@@ -46,6 +46,7 @@ fn request(dir: &std::path::Path, codec: Codec, level: u8) -> snapshot::Request 
         keep_promoted: None,
         ignore_inode: false,
         guards: snapshot::Guards::default(),
+        values: std::collections::BTreeMap::new(),
         part_len: 2048,
     }
 }

@@ -86,9 +86,19 @@ fn every_verb_finds_the_volume() {
     let c = Configured::new("verbs", "[volume.other]\nurl = 'SRC-none'\n[job.home]\nvolume = 'main'\npaths = ['SRC']");
     c.bk("snapshot home").run().ok();
     let target = c.world.path("back");
-    for words in ["ls home/1", "list home", "verify home/1", "why home/1", "hold home/1", "release home/1",
-        "expire home --dry-run", "diff home/1 home/1", "list --volume main", "volume info main", "export home/1"]
-    {
+    for words in [
+        "ls home/1",
+        "list home",
+        "verify home/1",
+        "why home/1",
+        "hold home/1",
+        "release home/1",
+        "expire home --dry-run",
+        "diff home/1 home/1",
+        "list --volume main",
+        "volume info main",
+        "export home/1",
+    ] {
         c.bk(words).run().ok();
     }
     c.bk("restore home/1 --target").arg(&target).run().ok();
@@ -108,7 +118,11 @@ fn files_beside_it_belong_to_it() {
     c.bk("snapshot home").run().ok();
     c.bk("config show home").run().ok().says("conf.d/10-home.toml:2");
     c.add("20-again.toml", "[job.home]\npaths = ['/etc']\n");
-    c.bk("snapshot home").run().code_is(&[exit::USAGE]).says("20-again.toml:1: job.home stands in").says("10-home.toml:1");
+    c.bk("snapshot home")
+        .run()
+        .code_is(&[exit::USAGE])
+        .says("20-again.toml:1: job.home stands in")
+        .says("10-home.toml:1");
 }
 
 #[test]
@@ -133,6 +147,28 @@ fn sets_by_role_and_agents() {
     assert_eq!(c.bk("cat pair.n1/2 --stream dump").run().ok().stdout, b"bin\n");
     c.bk("cat pair.n2/1 --stream dump").run().code_is(&[exit::USAGE]);
     c.bk("snapshot pair --role active --agent bni").run().code_is(&[exit::USAGE]).says("did you mean `bin`");
+}
+
+#[test]
+fn the_gate_tells_the_role() {
+    let c = Configured::new(
+        "gate-role",
+        "[job.pair]\n[job.pair.gate]\nkind = 'command'\ncommand = ['cat', 'SRC/role']\n[job.pair.role.active]\n\
+         paths = ['SRC/f']\n[job.pair.role.other.stream.d]\ncommand = ['echo', 'other']",
+    );
+    let role = |role: &str| fs::write(c.world.src.join("role"), format!("{{\"role\": \"{role}\"}}\n")).unwrap();
+    let state = c.world.path("state");
+    let bk = |words: &str| c.bk(words).env("BK_STATE_DIR", &state);
+    role("active");
+    bk("snapshot pair").run().ok();
+    assert!(
+        c.bk("ls -R pair/1").run().ok().text().contains(" f") || c.bk("ls -R pair/1").run().ok().text().contains("/f")
+    );
+    role("standby");
+    bk("snapshot pair").run().ok();
+    assert_eq!(c.bk("cat pair/latest --stream d").run().ok().stdout, b"other\n");
+    bk("snapshot pair --role active").run().ok();
+    c.bk("cat pair/latest --stream d").run().code_is(&[exit::USAGE]);
 }
 
 #[test]
@@ -162,7 +198,10 @@ fn a_dump_that_is_not_sane_is_no_snapshot() {
 
 #[test]
 fn a_source_that_is_not_mounted_is_not_empty() {
-    let c = Configured::new("guards", "[job.a]\npaths = ['SRC']\nmin_files = 3\n[job.b]\npaths = ['SRC']\nrequire_mount = ['SRC']");
+    let c = Configured::new(
+        "guards",
+        "[job.a]\npaths = ['SRC']\nmin_files = 3\n[job.b]\npaths = ['SRC']\nrequire_mount = ['SRC']",
+    );
     c.bk("snapshot a").run().code_is(&[exit::ERROR]).says("there are 1 files, and at least 3 are expected");
     for n in 0..2 {
         fs::write(c.world.src.join(format!("more{n}")), "x").unwrap();
@@ -231,9 +270,16 @@ fn what_others_can_write_is_not_read() {
     c.bk("config check").run().ok();
     let keys = c.world.path("keys");
     fs::write(&keys, "aws_access_key_id = AK\naws_secret_access_key = canary\n").unwrap();
-    c.add("s3.toml", &format!("[volume.s3]\nurl = 's3://bucket/x'\ncredentials_file = '{}'\n[defaults]\nvolume = 'main'", keys.display()));
+    c.add(
+        "s3.toml",
+        &format!(
+            "[volume.s3]\nurl = 's3://bucket/x'\ncredentials_file = '{}'\n[defaults]\nvolume = 'main'",
+            keys.display()
+        ),
+    );
     mode(&keys, 0o640);
-    let ran = c.bk("config check").run().code_is(&[exit::USAGE]).says("can be read by others (mode 0640)").says("chmod 600");
+    let ran =
+        c.bk("config check").run().code_is(&[exit::USAGE]).says("can be read by others (mode 0640)").says("chmod 600");
     assert!(!ran.said().contains("canary"));
     mode(&keys, 0o600);
     c.bk("config check").run().ok();

@@ -38,6 +38,7 @@ use crate::{
         roots::{self, Roots},
         walk::Walk,
     },
+    steps::Values,
     volume::{Created, Volume, local::LocalStore},
 };
 
@@ -48,6 +49,8 @@ pub(super) struct Run<'a> {
     pub(super) volume: &'a Volume,
     pub(super) local: Option<&'a LocalStore>,
     pub(super) request: &'a Request,
+    /// What the commands of streams get by environment.
+    pub(super) values: Values,
     pub(super) monitor: Guarded<'a>,
     pub(super) roots: Roots,
     pub(super) names: Vec<Name>,
@@ -169,7 +172,7 @@ impl Run<'_> {
         match input {
             Input::Device(device) => Ok((self.device(framer, number, name, device)?, Origin::Device)),
             Input::Command(command) => {
-                let mut producer = Producer::start(command)?;
+                let mut producer = Producer::start(command, &self.values)?;
                 let mut output = Watched::new(producer.output()?, &self.monitor);
                 let (len, sane) = self.store_stream(framer, (number, name, Origin::Command), &mut output)?;
                 drop(output);

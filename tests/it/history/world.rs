@@ -312,6 +312,7 @@ impl World {
             part_len: shape.part_len,
             ignore_inode: shape.ignore_inode,
             guards: snapshot::Guards::default(),
+            values: std::collections::BTreeMap::new(),
         }
     }
 
