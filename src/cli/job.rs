@@ -8,7 +8,7 @@ use crate::{
     clock::{Clock, System},
     config::{
         file::Config,
-        gate::Gate,
+        gate::{Gate, GateKind},
         job::{Chosen, From, Job},
         meaning::{self, Named, StoringText},
         step::Step,
@@ -50,14 +50,21 @@ pub fn asked(context: &Context<'_>, args: &SnapshotArgs) -> Result<Asked> {
     if config.job(&name).is_none() && args.job.is_some() {
         return Ok(Asked::Typed(name));
     }
-    let chosen = chosen(args.role.as_ref(), args.agent.as_ref())?;
+    let chosen =
+        Chosen { is_open: gate_tells_roles(config, &name), ..chosen(args.role.as_ref(), args.agent.as_ref())? };
     Ok(Asked::Job(Box::new(Job::resolve(config, &name, &chosen)?)))
 }
 
 /// Role and agent as typed.
 pub fn chosen(role: Option<&String>, agent: Option<&String>) -> Result<Chosen> {
     let name = |typed: Option<&String>| typed.filter(|text| !text.is_empty()).map(|text| text.parse()).transpose();
-    Ok(Chosen { role: name(role)?, agent: name(agent)? })
+    Ok(Chosen { role: name(role)?, agent: name(agent)?, is_open: false })
+}
+
+/// Whether the job's gate knows more of this node than whether it may act.
+fn gate_tells_roles(config: &Config, name: &Name) -> bool {
+    let gate = config.job(name).and_then(|job| job.gate.as_ref());
+    gate.is_some_and(|gate| !matches!(gate.kind, GateKind::Always | GateKind::Lease))
 }
 
 impl Asked {
@@ -71,6 +78,20 @@ impl Asked {
                 max_hold: job.text.max_hold.map(|span| span.0),
             },
         }
+    }
+
+    /// The same with the role that the gate told; none when it does not depend on that.
+    pub fn in_role(&self, context: &Context<'_>, args: &SnapshotArgs, told: Option<&str>) -> Result<Option<Self>> {
+        let config = context.config()?;
+        let Self::Job(job) = self else { return Ok(None) };
+        if config.job(&job.name).is_none_or(|own| own.role.is_none())
+            || args.role.as_ref().is_some_and(|role| !role.is_empty())
+        {
+            return Ok(None);
+        }
+        let told = told.map(str::to_lowercase);
+        let job = Job::resolve(config, &job.name, &chosen(told.as_ref(), args.agent.as_ref())?)?;
+        Ok(Some(Self::Job(Box::new(job))))
     }
 
     /// Its volume.
@@ -261,6 +282,11 @@ impl Configured<'_> {
 
     fn request(&self, context: &Context<'_>, args: &SnapshotArgs) -> Result<Request> {
         let (job, text) = (self.job, &self.job.text);
+        // What is configured is done or refused: nobody should think there is a second copy.
+        if text.copy_to.as_ref().is_some_and(|names| !names.is_empty()) {
+            let error = Error::usage("`bk snapshot` does not copy yet");
+            return Err(self.wrong("copy_to")(error));
+        }
         let node = match (args.node.as_ref().filter(|name| !name.is_empty()), &text.node) {
             (None, Some(node)) => node.to_string(),
             (typed, _) => context.node(typed)?,

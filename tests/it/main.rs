@@ -16,6 +16,7 @@
 mod ahead;
 mod bits;
 mod cli;
+mod config;
 mod corpus;
 mod crash;
 mod damage;
