@@ -4,7 +4,10 @@
 
 use std::{ffi::OsString, path::PathBuf};
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{
+    Args, Parser, Subcommand, ValueEnum,
+    builder::{OsStringValueParser, TypedValueParser},
+};
 
 /// Backups on clusters, restorable with stock tools.
 #[derive(Debug, Parser)]
@@ -21,6 +24,11 @@ pub struct Cli {
     pub global: Global,
 }
 
+/// A path that may be empty: that is as if it were not there.
+fn any_path() -> impl TypedValueParser<Value = PathBuf> {
+    OsStringValueParser::new().map(PathBuf::from)
+}
+
 /// Options of every command.
 #[derive(Clone, Debug, Args)]
 pub struct Global {
@@ -28,7 +36,7 @@ pub struct Global {
     #[arg(long, global = true, env = "BK_VOLUME", value_name = "NAME|DIR|URL", hide_env_values = true)]
     pub volume: Option<PathBuf>,
     /// The configuration, with conf.d/*.toml beside it; an empty name is none [default: /etc/bk/bk.toml]
-    #[arg(long, global = true, env = "BK_CONFIG", value_name = "FILE", hide_env_values = true)]
+    #[arg(long, global = true, env = "BK_CONFIG", value_name = "FILE", hide_env_values = true, value_parser = any_path())]
     pub config: Option<PathBuf>,
     /// S3: URL of the server (default: AWS_ENDPOINT_URL, or Amazon's)
     #[arg(long, global = true, value_name = "URL", help_heading = "S3 volumes")]
@@ -55,7 +63,7 @@ pub struct Global {
     #[arg(long, short, global = true, action = clap::ArgAction::Count, conflicts_with = "quiet")]
     pub verbose: u8,
     /// Also write what is said to this file, with the time (default: that of the configuration)
-    #[arg(long, global = true, env = "BK_LOG", value_name = "FILE", hide_env_values = true)]
+    #[arg(long, global = true, env = "BK_LOG", value_name = "FILE", hide_env_values = true, value_parser = any_path())]
     pub log: Option<PathBuf>,
     /// Worker threads (default: one for each processor, at most 16)
     #[arg(long, global = true, env = "BK_THREADS", value_name = "N")]
