@@ -104,9 +104,9 @@ impl Asked {
                     storing: meaning::storing(&storing_text(args)?)?,
                     threads: meaning::threads(context.global)?,
                     level: level(args, None, None)?,
-                    min_interval: meaning::min_interval(args.min_interval.as_ref(), None)?,
                     keep: keep(args)?,
                     keep_promoted: None,
+                    min_interval: meaning::min_interval(args.min_interval.as_ref())?,
                 };
                 request(args, sources, common, Guards::default(), false)
             }
@@ -139,9 +139,9 @@ struct Common {
     storing: meaning::Storing,
     threads: usize,
     level: level::Request,
-    min_interval: Option<Lifetime>,
     keep: Option<Lifetime>,
     keep_promoted: Option<Lifetime>,
+    min_interval: Option<Lifetime>,
 }
 
 fn request(
@@ -161,9 +161,9 @@ fn request(
         job: common.job,
         node: common.node,
         level: Some(common.level),
-        min_interval: common.min_interval,
         keep: common.keep,
         keep_promoted: common.keep_promoted,
+        min_interval: common.min_interval,
         base: sources.base,
         sources: sources.paths,
         selection: Selection {
@@ -261,6 +261,7 @@ impl Configured<'_> {
 
     fn request(&self, context: &Context<'_>, args: &SnapshotArgs) -> Result<Request> {
         let (job, text) = (self.job, &self.job.text);
+        self.refuse_what_is_not_done()?;
         let node = match (args.node.as_ref().filter(|name| !name.is_empty()), &text.node) {
             (None, Some(node)) => node.to_string(),
             (typed, _) => context.node(typed)?,
@@ -282,9 +283,9 @@ impl Configured<'_> {
             storing: job.storing(self.config, &storing_text(args)?)?,
             threads,
             level,
-            min_interval: meaning::min_interval(args.min_interval.as_ref(), text.min_interval)?,
             keep: typed_keep.or(keep_of_level),
             keep_promoted: typed_keep.or_else(|| kept(0)),
+            min_interval: meaning::min_interval(args.min_interval.as_ref())?.or(text.min_interval.map(|span| span.0)),
         };
         let ignore_inode = text.ignore_inode == Some(true);
         let mut request = request(args, self.sources()?, common, self.guards(), ignore_inode)?;
@@ -293,6 +294,16 @@ impl Configured<'_> {
         }
         request.pipeline.verify_all |= text.verify_write == Some(true);
         Ok(request)
+    }
+
+    /// What is configured is done or refused: a copy that is passed over in silence would be missed when it is needed.
+    fn refuse_what_is_not_done(&self) -> Result<()> {
+        let text = &self.job.text;
+        if text.copy_to.as_ref().is_some_and(|names| !names.is_empty()) {
+            let what = "`bk snapshot` does not do this yet, and takes no snapshot without it";
+            return Err(self.wrong("copy_to")(Error::usage(what)));
+        }
+        Ok(())
     }
 
     fn level(&self) -> Result<Option<Schedule>> {

@@ -15,6 +15,7 @@ use rustix::{
 
 use crate::{
     error::{Error, Kind, Result},
+    model::secret,
     monitor::Monitor,
 };
 
@@ -89,20 +90,14 @@ impl CommandLine {
         command.args(args);
         for (name, _) in std::env::vars_os() {
             let name = name.to_string_lossy().into_owned();
-            if is_own_secret(&name) && !self.pass_env.contains(&name) {
+            let is_own = secret::is_own(&name) || name == "CREDENTIALS_DIRECTORY";
+            if is_own && !self.pass_env.contains(&name) {
                 command.env_remove(name);
             }
         }
         command.envs(&self.env);
         Ok(command)
     }
-}
-
-/// What opens volumes is not for the commands of streams; what opens their database is.
-fn is_own_secret(name: &str) -> bool {
-    let name = name.to_ascii_uppercase();
-    let is_key = ["SECRET", "TOKEN", "PASS", "KEY", "CREDENTIAL"].iter().any(|word| name.contains(word));
-    name.starts_with("AWS_") || name == "CREDENTIALS_DIRECTORY" || name.starts_with("BK_") && is_key
 }
 
 /// A running command.

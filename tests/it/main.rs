@@ -15,6 +15,7 @@
 
 mod bits;
 mod cli;
+mod config;
 mod corpus;
 mod crash;
 mod damage;
