@@ -24,7 +24,7 @@ pub struct Cli {
     pub global: Global,
 }
 
-/// A path that may be empty: that is as if it were not there.
+/// A path that may be empty, which says: none.
 fn any_path() -> impl TypedValueParser<Value = PathBuf> {
     OsStringValueParser::new().map(PathBuf::from)
 }
@@ -63,7 +63,7 @@ pub struct Global {
     #[arg(long, short, global = true, action = clap::ArgAction::Count, conflicts_with = "quiet")]
     pub verbose: u8,
     /// Also write what is said to this file, with the time (default: that of the configuration)
-    #[arg(long, global = true, env = "BK_LOG", value_name = "FILE", hide_env_values = true, value_parser = any_path())]
+    #[arg(long, global = true, env = "BK_LOG", value_name = "FILE", hide_env_values = true)]
     pub log: Option<PathBuf>,
     /// Worker threads (default: one for each processor, at most 16)
     #[arg(long, global = true, env = "BK_THREADS", value_name = "N")]

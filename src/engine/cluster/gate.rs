@@ -306,7 +306,10 @@ fn said(output: &[u8]) -> Result<Found> {
         (None, None | Some("coordinator")) => None,
         (None, Some("member")) => Some("not the coordinator".to_owned()),
         (None, Some(role)) => {
-            return Err(bad(format!("`role` is neither coordinator nor member, and `act` is not true: {}", show::name(role.as_bytes()))));
+            return Err(bad(format!(
+                "`role` is neither coordinator nor member, and `act` is not true: {}",
+                show::name(role.as_bytes())
+            )));
         }
     };
     let members = said.datasources.into_iter().map(|one| Member {
