@@ -4,7 +4,10 @@
 
 use std::{ffi::OsString, path::PathBuf};
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{
+    Args, Parser, Subcommand, ValueEnum,
+    builder::{OsStringValueParser, TypedValueParser},
+};
 
 /// Backups on clusters, restorable with stock tools.
 #[derive(Debug, Parser)]
@@ -21,6 +24,11 @@ pub struct Cli {
     pub global: Global,
 }
 
+/// A path that may be empty, which says: none.
+fn any_path() -> impl TypedValueParser<Value = PathBuf> {
+    OsStringValueParser::new().map(PathBuf::from)
+}
+
 /// Options of every command.
 #[derive(Clone, Debug, Args)]
 pub struct Global {
@@ -28,7 +36,7 @@ pub struct Global {
     #[arg(long, global = true, env = "BK_VOLUME", value_name = "NAME|DIR|URL", hide_env_values = true)]
     pub volume: Option<PathBuf>,
     /// The configuration, with conf.d/*.toml beside it; an empty name is none [default: /etc/bk/bk.toml]
-    #[arg(long, global = true, env = "BK_CONFIG", value_name = "FILE", hide_env_values = true)]
+    #[arg(long, global = true, env = "BK_CONFIG", value_name = "FILE", hide_env_values = true, value_parser = any_path())]
     pub config: Option<PathBuf>,
     /// S3: URL of the server (default: AWS_ENDPOINT_URL, or Amazon's)
     #[arg(long, global = true, value_name = "URL", help_heading = "S3 volumes")]

@@ -6,6 +6,7 @@
 
 pub mod history;
 pub mod inventory;
+pub mod job;
 pub mod patroni;
 pub mod proxy;
 pub mod rng;
