@@ -8,7 +8,7 @@ use crate::{
     clock::{Clock, System},
     config::{
         file::Config,
-        gate::Gate,
+        gate::{Gate, GateKind},
         job::{Chosen, From, Job},
         meaning::{self, Named, StoringText},
         step::Step,
@@ -50,14 +50,21 @@ pub fn asked(context: &Context<'_>, args: &SnapshotArgs) -> Result<Asked> {
     if config.job(&name).is_none() && args.job.is_some() {
         return Ok(Asked::Typed(name));
     }
-    let chosen = chosen(args.role.as_ref(), args.agent.as_ref())?;
+    let chosen =
+        Chosen { is_open: gate_tells_roles(config, &name), ..chosen(args.role.as_ref(), args.agent.as_ref())? };
     Ok(Asked::Job(Box::new(Job::resolve(config, &name, &chosen)?)))
 }
 
 /// Role and agent as typed.
 pub fn chosen(role: Option<&String>, agent: Option<&String>) -> Result<Chosen> {
     let name = |typed: Option<&String>| typed.filter(|text| !text.is_empty()).map(|text| text.parse()).transpose();
-    Ok(Chosen { role: name(role)?, agent: name(agent)? })
+    Ok(Chosen { role: name(role)?, agent: name(agent)?, is_open: false })
+}
+
+/// Whether the job's gate knows more of this node than whether it may act.
+fn gate_tells_roles(config: &Config, name: &Name) -> bool {
+    let gate = config.job(name).and_then(|job| job.gate.as_ref());
+    gate.is_some_and(|gate| !matches!(gate.kind, GateKind::Always | GateKind::Lease))
 }
 
 impl Asked {
@@ -73,6 +80,20 @@ impl Asked {
         }
     }
 
+    /// The same with the role that the gate told; none when it does not depend on that.
+    pub fn in_role(&self, context: &Context<'_>, args: &SnapshotArgs, told: Option<&str>) -> Result<Option<Self>> {
+        let config = context.config()?;
+        let Self::Job(job) = self else { return Ok(None) };
+        if config.job(&job.name).is_none_or(|own| own.role.is_none())
+            || args.role.as_ref().is_some_and(|role| !role.is_empty())
+        {
+            return Ok(None);
+        }
+        let told = told.map(str::to_lowercase);
+        let job = Job::resolve(config, &job.name, &chosen(told.as_ref(), args.agent.as_ref())?)?;
+        Ok(Some(Self::Job(Box::new(job))))
+    }
+
     /// Its volume.
     pub fn target(&self, context: &Context<'_>, stored: &Name) -> Result<Target> {
         // A set may name a volume of its own, which the name of the job does not tell.
@@ -80,7 +101,7 @@ impl Asked {
             (self, context.global.volume.as_ref().filter(|path| !path.as_os_str().is_empty()))
             && let Some(name) = &job.text.volume
         {
-            return Target::configured(context.config()?, name, &meaning::access(context.global));
+            return Target::configured(context.config()?, name, &context.access()?);
         }
         context.target(Some(Named::Job(stored)))
     }
@@ -104,9 +125,9 @@ impl Asked {
                     storing: meaning::storing(&storing_text(args)?)?,
                     threads: meaning::threads(context.global)?,
                     level: level(args, None, None)?,
+                    min_interval: meaning::min_interval(args.min_interval.as_ref(), None)?,
                     keep: keep(args)?,
                     keep_promoted: None,
-                    min_interval: meaning::min_interval(args.min_interval.as_ref())?,
                 };
                 request(args, sources, common, Guards::default(), false)
             }
@@ -139,9 +160,9 @@ struct Common {
     storing: meaning::Storing,
     threads: usize,
     level: level::Request,
+    min_interval: Option<Lifetime>,
     keep: Option<Lifetime>,
     keep_promoted: Option<Lifetime>,
-    min_interval: Option<Lifetime>,
 }
 
 fn request(
@@ -161,9 +182,9 @@ fn request(
         job: common.job,
         node: common.node,
         level: Some(common.level),
+        min_interval: common.min_interval,
         keep: common.keep,
         keep_promoted: common.keep_promoted,
-        min_interval: common.min_interval,
         base: sources.base,
         sources: sources.paths,
         selection: Selection {
@@ -261,7 +282,11 @@ impl Configured<'_> {
 
     fn request(&self, context: &Context<'_>, args: &SnapshotArgs) -> Result<Request> {
         let (job, text) = (self.job, &self.job.text);
-        self.refuse_what_is_not_done()?;
+        // What is configured is done or refused: nobody should think there is a second copy.
+        if text.copy_to.as_ref().is_some_and(|names| !names.is_empty()) {
+            let error = Error::usage("`bk snapshot` does not copy yet");
+            return Err(self.wrong("copy_to")(error));
+        }
         let node = match (args.node.as_ref().filter(|name| !name.is_empty()), &text.node) {
             (None, Some(node)) => node.to_string(),
             (typed, _) => context.node(typed)?,
@@ -283,9 +308,9 @@ impl Configured<'_> {
             storing: job.storing(self.config, &storing_text(args)?)?,
             threads,
             level,
+            min_interval: meaning::min_interval(args.min_interval.as_ref(), text.min_interval)?,
             keep: typed_keep.or(keep_of_level),
             keep_promoted: typed_keep.or_else(|| kept(0)),
-            min_interval: meaning::min_interval(args.min_interval.as_ref())?.or(text.min_interval.map(|span| span.0)),
         };
         let ignore_inode = text.ignore_inode == Some(true);
         let mut request = request(args, self.sources()?, common, self.guards(), ignore_inode)?;
@@ -294,16 +319,6 @@ impl Configured<'_> {
         }
         request.pipeline.verify_all |= text.verify_write == Some(true);
         Ok(request)
-    }
-
-    /// What is configured is done or refused: a copy that is passed over in silence would be missed when it is needed.
-    fn refuse_what_is_not_done(&self) -> Result<()> {
-        let text = &self.job.text;
-        if text.copy_to.as_ref().is_some_and(|names| !names.is_empty()) {
-            let what = "`bk snapshot` does not do this yet, and takes no snapshot without it";
-            return Err(self.wrong("copy_to")(Error::usage(what)));
-        }
-        Ok(())
     }
 
     fn level(&self) -> Result<Option<Schedule>> {

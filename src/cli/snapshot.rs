@@ -18,11 +18,14 @@ pub fn run(context: &Context<'_>, args: &SnapshotArgs) -> Result<Ended> {
     let asked = job::asked(context, args)?;
     let request = asked.request(context, args)?;
     let target = super::itself(asked.target(context, &request.job)?);
-    let request = Request {
-        guards: Guards { free_bytes_min: target.expected.min_free.unwrap_or(0), ..request.guards },
-        ..request
+    let free_bytes_min = target.expected.min_free.unwrap_or(0);
+    let guarded = |request: Request| Request { guards: Guards { free_bytes_min, ..request.guards }, ..request };
+    let in_role = |role: Option<&str>| match asked.in_role(context, args, role)? {
+        Some(asked) => asked.request(context, args).map(guarded),
+        None => Ok(guarded(request.clone())),
     };
     if args.dry_run {
+        let request = in_role(None)?;
         let planned = snapshot::plan(&super::open(&target)?, &request, &System)?;
         return show_plan(context, &request, &planned);
     }
@@ -42,7 +45,7 @@ pub fn run(context: &Context<'_>, args: &SnapshotArgs) -> Result<Ended> {
         context.out.detail(&format!("job {} at level {level} on volume {id} at {at}", request.job));
         Ok((volume, local))
     };
-    let requested = |_: &Open| Ok(request.clone());
+    let requested = |open: &Open| in_role(open.role.as_deref());
     let progress = context.progress("snapshot");
     let report = run::run(&job, &Work { open: &open, request: &requested }, &System, &progress);
     let seconds = progress.elapsed().as_secs_f64();

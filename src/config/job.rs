@@ -10,11 +10,10 @@ use super::{
     meaning::{self, Storing, StoringText},
     runbook::check_actions,
     step::{Argv, check_env, check_steps},
-    value::Keep,
 };
 use crate::{
     error::{Error, Kind, Result},
-    model::{ids::Name, time::Lifetime},
+    model::ids::Name,
 };
 
 /// A job.
@@ -55,6 +54,8 @@ pub struct Chosen {
     pub role: Option<Name>,
     /// The agent, when it was typed.
     pub agent: Option<Name>,
+    /// The role will be told later: what does not depend on it holds till then.
+    pub is_open: bool,
 }
 
 impl Job {
@@ -66,7 +67,9 @@ impl Job {
         let mut layers = Vec::new();
         let mut text = JobText::default();
         let mut own = own.clone();
-        if let Some(roles) = own.role.take() {
+        let roles = own.role.take();
+        let is_open = chosen.is_open && chosen.role.is_none() && roles.is_some();
+        if let Some(roles) = roles.filter(|_| !is_open) {
             let role = chosen.role.as_ref().ok_or_else(|| needs_role(name, &roles))?;
             let other = || "other".parse::<Name>().ok().and_then(|other| roles.get_key_value(&other));
             let (key, set) = roles.get_key_value(role).or_else(other).ok_or_else(|| {
@@ -94,7 +97,7 @@ impl Job {
         layers.push(vec!["defaults".to_owned()]);
         text = text.over(&config.text.defaults);
         let mut job = Self { name: name.clone(), text, streams: Vec::new(), layers };
-        job.check(config)?;
+        job.check(config, is_open)?;
         Ok(job)
     }
 
@@ -102,7 +105,7 @@ impl Job {
     pub fn resolve_all(config: &Config, name: &Name) -> Result<Vec<Self>> {
         let roles: Vec<Name> =
             config.job(name).and_then(|own| own.role.as_ref()).into_iter().flat_map(BTreeMap::keys).cloned().collect();
-        let one = |role: Option<Name>| Self::resolve(config, name, &Chosen { role, agent: None });
+        let one = |role: Option<Name>| Self::resolve(config, name, &Chosen { role, ..Chosen::default() });
         if roles.is_empty() { Ok(vec![one(None)?]) } else { roles.into_iter().map(|role| one(Some(role))).collect() }
     }
 
@@ -148,7 +151,7 @@ impl Job {
         })
     }
 
-    fn check(&mut self, config: &Config) -> Result<()> {
+    fn check(&mut self, config: &Config, is_open: bool) -> Result<()> {
         let text = &self.text;
         let wrong = |key: &str, what: String| self.wrong(config, key, Error::usage(what));
         for (key, name) in text
@@ -185,9 +188,6 @@ impl Job {
                 config.place(&["job", self.name.as_str(), "role"])
             )));
         }
-        if text.min_interval == Some(Keep(Lifetime::Never)) {
-            return Err(wrong("min_interval", "no snapshot would ever be taken".to_owned()));
-        }
         if let Some(steps) = &text.step {
             check_steps(steps).map_err(|e| wrong("step", e))?;
         }
@@ -195,7 +195,7 @@ impl Job {
             check_actions(actions).map_err(|e| wrong("runbook", e))?;
         }
         self.streams = self.read_streams(config)?;
-        if self.text.paths.as_ref().is_none_or(Vec::is_empty) && self.streams.is_empty() {
+        if !is_open && self.text.paths.as_ref().is_none_or(Vec::is_empty) && self.streams.is_empty() {
             return Err(Error::usage(format!(
                 "{}: job {} has nothing to store",
                 config.place(&["job", self.name.as_str()]),

@@ -150,6 +150,28 @@ fn sets_by_role_and_agents() {
 }
 
 #[test]
+fn the_gate_tells_the_role() {
+    let c = Configured::new(
+        "gate-role",
+        "[job.pair]\n[job.pair.gate]\nkind = 'command'\ncommand = ['cat', 'SRC/role']\n[job.pair.role.active]\n\
+         paths = ['SRC/f']\n[job.pair.role.other.stream.d]\ncommand = ['echo', 'other']",
+    );
+    let role = |role: &str| fs::write(c.world.src.join("role"), format!("{{\"role\": \"{role}\"}}\n")).unwrap();
+    let state = c.world.path("state");
+    let bk = |words: &str| c.bk(words).env("BK_STATE_DIR", &state);
+    role("active");
+    bk("snapshot pair").run().ok();
+    assert!(
+        c.bk("ls -R pair/1").run().ok().text().contains(" f") || c.bk("ls -R pair/1").run().ok().text().contains("/f")
+    );
+    role("standby");
+    bk("snapshot pair").run().ok();
+    assert_eq!(c.bk("cat pair/latest --stream d").run().ok().stdout, b"other\n");
+    bk("snapshot pair --role active").run().ok();
+    c.bk("cat pair/latest --stream d").run().code_is(&[exit::USAGE]);
+}
+
+#[test]
 fn a_dump_that_is_not_sane_is_no_snapshot() {
     let c = Configured::new(
         "sane",
