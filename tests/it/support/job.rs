@@ -22,7 +22,7 @@ kill) kill -9 $$ ;;
 hang) sleep 1000 ;;
 skip) exit 75 ;;
 ignore) trap '' TERM; while :; do sleep 0.05; done ;;
-fork) (trap '' TERM; sleep 1000) & ;;
+fork) (trap '' TERM; sleep 20) & ;;
 flood) yes 'a flood of output' | head -c 30000000 ;;
 stop) touch "$dir/at"; while [ ! -e "$dir/go" ]; do sleep 0.05; done ;;
 esac
