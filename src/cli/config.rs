@@ -7,7 +7,7 @@ use super::{
     job::{self, Configured},
 };
 use crate::{
-    config::{file::DEFAULT_FILE, job::Job, meaning, typed::ConfigCommand, volume::Target},
+    config::{file::DEFAULT_FILE, job::Job, typed::ConfigCommand, volume::Target},
     error::{Error, Kind, Result},
     model::ids::Name,
 };
@@ -33,7 +33,7 @@ fn check(context: &Context<'_>) -> Result<Ended> {
     if config.files().next().is_none() {
         return Err(Error::usage("there is no configuration").with_hint("`bk config init` writes a first one"));
     }
-    let access = meaning::access(context.global);
+    let access = context.access()?;
     let mut errors = Vec::new();
     for name in config.text.volume.keys() {
         errors.extend(Target::configured(config, name, &access).err());

@@ -101,7 +101,7 @@ impl Asked {
             (self, context.global.volume.as_ref().filter(|path| !path.as_os_str().is_empty()))
             && let Some(name) = &job.text.volume
         {
-            return Target::configured(context.config()?, name, &meaning::access(context.global));
+            return Target::configured(context.config()?, name, &context.access()?);
         }
         context.target(Some(Named::Job(stored)))
     }

@@ -6,8 +6,10 @@ mod config;
 mod exit;
 mod expire;
 mod job;
+mod lease;
 mod list;
 mod log;
+mod mount;
 mod output;
 mod progress;
 mod recover;
@@ -34,7 +36,7 @@ use crate::{
         ids::Name,
         place::{Access, Place},
     },
-    volume::{Volume, local::LocalStore, mount},
+    volume::{Volume, local::LocalStore, mount as mounted},
 };
 use log::Log;
 use output::Output;
@@ -81,6 +83,8 @@ fn run(cli: &Cli, out: &Output, signals: &signals::Signals) -> Result<Ended> {
         Command::List(args) => list::run(&context, args),
         Command::Ls(args) => browse::ls(&context, args),
         Command::Cat(args) => browse::cat(&context, args),
+        Command::Mount(args) => mount::mount(&context, args),
+        Command::Umount(args) => mount::umount(&context, args),
         Command::Export(args) => browse::export(&context, args),
         Command::Diff(args) => browse::diff(&context, args),
         Command::Restore(args) => restore::run(&context, args),
@@ -90,6 +94,7 @@ fn run(cli: &Cli, out: &Output, signals: &signals::Signals) -> Result<Ended> {
         Command::Hold(args) => expire::hold(&context, args),
         Command::Release(args) => expire::release(&context, args),
         Command::Why(args) => expire::why(&context, args),
+        Command::Lease(command) => lease::run(&context, command),
         Command::Config(command) => config::run(&context, command),
         Command::Volume(command) => volume::run(&context, command),
         Command::Completions { shell } => shell::completions(*shell),
@@ -129,9 +134,14 @@ impl Context<'_> {
         }
     }
 
+    /// How an S3 volume is reached, as typed; a signal ends its waiting, too.
+    fn access(&self) -> Result<Access> {
+        Ok(Access { stop: self.signals.stop(), ..meaning::access(self.global)? })
+    }
+
     /// Which volume is meant.
     fn target(&self, named: Option<Named<'_>>) -> Result<Target> {
-        meaning::target(self.global, &|| self.config(), named)
+        meaning::target(self.global, &self.access()?, &|| self.config(), named)
     }
 
     /// The volume as a reader wants it: records it has seen before are not fetched again.
@@ -174,7 +184,7 @@ fn local(target: &Target) -> Result<Option<LocalStore>> {
 /// Opens a volume that is what its configuration says.
 fn open(target: &Target) -> Result<Volume> {
     if let (Place::Dir(dir), Some(mount_point)) = (&target.place, &target.expected.mount_point) {
-        mount::require_of(&LocalStore::open(dir)?, mount_point)?;
+        mounted::require_of(&LocalStore::open(dir)?, mount_point)?;
     }
     let volume = crate::volume::open(&target.place, &target.access)?;
     match &target.expected.id {

@@ -9,8 +9,9 @@ use crate::{
     model::{
         ids::Name,
         place::{Access, Place},
+        stop::Stop,
         time::Lifetime,
-        units::show_size,
+        units::{parse_size, show_size},
     },
 };
 
@@ -20,6 +21,11 @@ const PART_LEN: u64 = 64 << 20;
 /// Parts are at least and at most this long, stored bytes.
 const PART_LEN_MIN: u64 = 16 << 20;
 const PART_LEN_MAX: u64 = 1 << 30;
+/// Slower transfers are refused: nothing would come to an end.
+const RATE_MIN: u64 = 1 << 10;
+/// Decoded content a mount keeps: a few frames at least.
+const CACHE_LEN_MIN: u64 = 16 << 20;
+const CACHE_LEN_DEFAULT: u64 = 256 << 20;
 /// More workers than this are refused.
 const THREAD_COUNT_MAX: usize = 256;
 /// In tests small frames and parts make small volumes that still have many of them.
@@ -41,10 +47,10 @@ pub struct Storing {
 /// The configuration is asked for only where it is needed, so that a broken one never keeps `--volume DIR` from a restore.
 pub fn target<'c>(
     global: &Global,
+    access: &Access,
     config: &dyn Fn() -> Result<&'c Config>,
     named: Option<Named<'_>>,
 ) -> Result<Target> {
-    let access = access(global);
     let typed = global.volume.clone().filter(|path| !path.as_os_str().is_empty());
     let typed = match (&typed, named) {
         (_, Some(Named::Place(place))) => Some(place.to_owned()),
@@ -54,11 +60,11 @@ pub fn target<'c>(
         let name = path.to_str().and_then(|text| text.parse::<Name>().ok());
         return match name.filter(|_| !path.is_dir()) {
             // A directory of this name is meant when there is one, unless the configuration has the name, too.
-            Some(name) if config()?.text.volume.is_empty() => typed_place(name.as_str().into(), access),
-            Some(name) => Target::configured(config()?, &name, &access),
+            Some(name) if config()?.text.volume.is_empty() => typed_place(name.as_str().into(), access.clone()),
+            Some(name) => Target::configured(config()?, &name, access),
             None => match path.to_str().and_then(|text| text.parse::<Name>().ok()) {
-                Some(name) if config()?.volume(&name).is_some() => Target::configured(config()?, &name, &access),
-                _ => typed_place(path, access),
+                Some(name) if config()?.volume(&name).is_some() => Target::configured(config()?, &name, access),
+                _ => typed_place(path, access.clone()),
             },
         };
     }
@@ -68,7 +74,7 @@ pub fn target<'c>(
         _ => None,
     };
     match of_job.or_else(|| config.default_volume()) {
-        Some(name) => Target::configured(config, name, &access),
+        Some(name) => Target::configured(config, name, access),
         None => Err(no_volume(config)),
     }
 }
@@ -96,16 +102,31 @@ fn no_volume(config: &Config) -> Error {
 }
 
 /// How an S3 volume is reached.
-pub fn access(global: &Global) -> Access {
-    Access {
+pub fn access(global: &Global) -> Result<Access> {
+    Ok(Access {
         endpoint: global.endpoint.clone().filter(|text| !text.is_empty()),
         region: global.region.clone().filter(|text| !text.is_empty()),
         path_style: global.path_style,
         ca_file: global.ca_file.clone().filter(|path| !path.as_os_str().is_empty()),
         no_cache: global.no_cache,
+        cache_len: parse_size(&global.cache_size).map_err(|e| e.context("--cache-size"))?,
+        exclusive_writer: false,
+        limit_upload: rate(global.limit_upload.as_deref(), "--limit-upload")?,
+        limit_download: rate(global.limit_download.as_deref(), "--limit-download")?,
         in_flight: None,
         keys: None,
+        stop: Stop::default(),
+    })
+}
+
+/// Bytes a second; none is no limit.
+fn rate(typed: Option<&str>, option: &str) -> Result<Option<u64>> {
+    let Some(text) = typed.filter(|text| !text.is_empty()) else { return Ok(None) };
+    let rate = parse_size(text).map_err(|e| e.context(option))?;
+    if rate < RATE_MIN {
+        return Err(Error::usage(format!("{option} {text} is below {RATE_MIN} bytes a second")));
     }
+    Ok(Some(rate))
 }
 
 /// Worker threads: as asked, or one for each processor.
@@ -182,6 +203,19 @@ pub fn storing(typed: &StoringText) -> Result<Storing> {
     let frame_len = usize::try_from(frame_len).map_err(|_| Error::usage("the frame is too large"))?;
     let codec = typed.compression.as_deref().unwrap_or("zstd:3").parse()?;
     Ok(Storing { codec, frame_len, part_len })
+}
+
+/// Bytes of decoded content a mount keeps: as asked for, or a tenth of the memory, at most 256 MiB.
+pub fn cache_len(typed: Option<&String>) -> Result<u64> {
+    let info = rustix::system::sysinfo();
+    let memory = u64::from(info.mem_unit).saturating_mul(info.totalram);
+    match typed {
+        None => Ok((memory / 10).clamp(CACHE_LEN_MIN, CACHE_LEN_DEFAULT)),
+        Some(text) => match parse_size(text)? {
+            len @ CACHE_LEN_MIN.. => Ok(len),
+            _ => Err(Error::usage(format!("--cache-memory {text} is less than 16MiB"))),
+        },
+    }
 }
 
 /// This node's name: as given, or the host's.

@@ -53,6 +53,23 @@ pub struct Global {
     /// S3: keep no copies of records and indexes on this machine
     #[arg(long, global = true, help_heading = "S3 volumes")]
     pub no_cache: bool,
+    /// S3: let such copies take this much, for all volumes together
+    #[arg(
+        long,
+        global = true,
+        env = "BK_CACHE_SIZE",
+        value_name = "SIZE",
+        default_value = "1GiB",
+        hide_env_values = true,
+        help_heading = "S3 volumes"
+    )]
+    pub cache_size: String,
+    /// Send at most this many bytes a second to the volume, on average: 10MiB
+    #[arg(long, global = true, env = "BK_LIMIT_UPLOAD", value_name = "RATE", hide_env_values = true)]
+    pub limit_upload: Option<String>,
+    /// Fetch at most this many bytes a second from the volume, on average
+    #[arg(long, global = true, env = "BK_LIMIT_DOWNLOAD", value_name = "RATE", hide_env_values = true)]
+    pub limit_download: Option<String>,
     /// Print JSON, one object a line
     #[arg(long, global = true)]
     pub json: bool,
@@ -83,6 +100,10 @@ pub enum Command {
     Cat(CatArgs),
     /// Restore a snapshot, or parts of it
     Restore(RestoreArgs),
+    /// Show snapshots as a file system
+    Mount(MountArgs),
+    /// Unmount what `bk mount` mounted
+    Umount(UmountArgs),
     /// Write a snapshot's tree to standard output as one tar
     Export(ExportArgs),
     /// Leave what a run that was killed had begun
@@ -99,6 +120,9 @@ pub enum Command {
     Release(ReleaseArgs),
     /// Tell why a snapshot is still there, or no more
     Why(WhyArgs),
+    /// Show or end the leases of jobs: who is at work
+    #[command(subcommand)]
+    Lease(LeaseCommand),
     /// Check the configuration, show a job of it, or make a first one
     #[command(subcommand)]
     Config(ConfigCommand),
@@ -294,6 +318,49 @@ pub struct RestoreArgs {
     pub stream: Option<String>,
 }
 
+/// `bk mount`
+#[derive(Debug, Args)]
+#[command(
+    allow_missing_positional = true,
+    after_help = "Examples:\n  bk mount --volume /srv/bk /mnt/bk\n  bk mount --volume /srv/bk --daemon home/latest /mnt/home\nEnd it with Ctrl-C, SIGTERM or `bk umount`. See docs/mount.md."
+)]
+pub struct MountArgs {
+    /// Only this snapshot; all of the volume by default
+    pub snapshot: Option<String>,
+    /// The directory to mount on
+    #[arg(required = true, value_name = "MOUNTPOINT")]
+    pub mount_point: Option<PathBuf>,
+    /// Return when it is mounted, and serve in the background
+    #[arg(long)]
+    pub daemon: bool,
+    /// Let other users in, as far as owners, modes and access lists let them
+    #[arg(long)]
+    pub allow_other: bool,
+    /// Let programs in it be run
+    #[arg(long)]
+    pub allow_exec: bool,
+    /// Keep this much decoded content in memory (default: 256MiB, or a tenth of the memory if that is less)
+    #[arg(long, value_name = "SIZE")]
+    pub cache_memory: Option<String>,
+    /// Give a program an I/O error after this many seconds without an answer from the volume (default: 60; on S3 120)
+    #[arg(long, value_name = "SECONDS")]
+    pub read_timeout: Option<u64>,
+}
+
+/// `bk umount`
+#[derive(Debug, Args)]
+pub struct UmountArgs {
+    /// Where it is mounted
+    #[arg(value_name = "MOUNTPOINT")]
+    pub mount_point: PathBuf,
+    /// Also when it is in use: out of sight now, ended with its last user
+    #[arg(long)]
+    pub lazy: bool,
+    /// Unmount the mount with this device when standard input ends
+    #[arg(long, hide = true, value_name = "DEVICE")]
+    pub after: Option<String>,
+}
+
 /// `bk export`
 #[derive(Debug, Args)]
 pub struct ExportArgs {
@@ -401,6 +468,31 @@ pub struct WhyArgs {
     pub snapshot: String,
 }
 
+/// `bk lease`
+#[derive(Debug, Subcommand)]
+pub enum LeaseCommand {
+    /// List the newest lease of each job
+    List {
+        /// Only this job
+        job: Option<String>,
+    },
+    /// End a lease that is in the way; without it, a run waits at most 36 seconds for one that is not renewed
+    Release(LeaseReleaseArgs),
+}
+
+/// `bk lease release`
+#[derive(Debug, Args)]
+pub struct LeaseReleaseArgs {
+    /// The job
+    pub job: String,
+    /// Also one that is renewed: its run is not stopped by that, and may still count
+    #[arg(long)]
+    pub yes: bool,
+    /// This node's name in the lease (default: the host's name)
+    #[arg(long, env = "BK_NODE", value_name = "NAME")]
+    pub node: Option<String>,
+}
+
 /// `bk volume`
 #[derive(Debug, Subcommand)]
 pub enum VolumeCommand {
@@ -408,6 +500,9 @@ pub enum VolumeCommand {
     Create {
         /// The directory, made when it is missing, or s3://BUCKET/PREFIX
         place: PathBuf,
+        /// Accept a store without conditional create: only one process at a time will ever write to it
+        #[arg(long)]
+        exclusive_writer: bool,
     },
     /// Describe a volume
     Info {

@@ -44,6 +44,7 @@ impl Target {
             no_cache: typed.no_cache || text.no_cache == Some(true),
             in_flight: text.in_flight.map(|size| size.0),
             keys,
+            ..typed.clone()
         };
         let mount_point = match (&text.require_mount, &place) {
             (Some(Mount::Path(path)), _) => Some(path.clone()),

@@ -8,6 +8,7 @@ pub mod place;
 pub mod secret;
 pub mod show;
 pub mod span;
+pub mod stop;
 pub mod text;
 pub mod time;
 pub mod units;

@@ -2,7 +2,7 @@
 
 use std::{fmt, path::PathBuf};
 
-use super::ids::Nonce;
+use super::{ids::Nonce, stop::Stop};
 use crate::error::{Error, Result};
 
 /// A directory or an S3 prefix.
@@ -36,6 +36,16 @@ pub struct Access {
     pub ca_file: Option<PathBuf>,
     /// Keep no copies of records and indexes on this machine.
     pub no_cache: bool,
+    /// Copies of all volumes take at most so many bytes here.
+    pub cache_len: u64,
+    /// A volume may be made on a store without conditional create: only one process at a time will write to it.
+    pub exclusive_writer: bool,
+    /// Bytes a second that are sent at most, on average.
+    pub limit_upload: Option<u64>,
+    /// Bytes a second that are fetched at most, on average.
+    pub limit_download: Option<u64>,
+    /// A signal that ends what waits for the store.
+    pub stop: Stop,
     /// Bytes held for uploads.
     pub in_flight: Option<u64>,
     /// The keys requests are signed with; else the environment's, or the machine's.

@@ -99,7 +99,9 @@ fn flipped_len(key: &str, len: u64) -> u64 {
 fn every_bit(codec: Codec) {
     let (store, volume) = small_volume(codec);
     assert_eq!(found(&store), None);
-    let objects = volume.store.list("").unwrap();
+    let mut objects = volume.store.list("").unwrap();
+    // A lease says nothing of what is stored, and one that is damaged is only waited for.
+    objects.retain(|item| !item.key.starts_with("leases/"));
     let total: u64 = objects.iter().map(|item| flipped_len(&item.key, item.len)).sum();
     assert!(total <= 16 << 10, "{total} bytes");
     assert!(objects.len() >= 11, "{} objects", objects.len());

@@ -13,12 +13,14 @@
     reason = "a test says what is wrong by stopping there"
 )]
 
+mod ahead;
 mod bits;
 mod cli;
 mod config;
 mod corpus;
 mod crash;
 mod damage;
+mod devices;
 mod expiry;
 mod floors;
 mod gates;
@@ -29,17 +31,21 @@ mod hostile;
 mod increments;
 mod interop;
 mod kernel;
+mod lease;
 mod medium;
 mod memory;
 mod model;
 mod modes;
+mod patroni;
 mod power;
 mod racing;
 mod reference;
 mod roundtrip;
 mod run;
 mod s3;
+mod s3_access;
 mod s3_faults;
+mod s3_signals;
 mod space;
 mod stock;
 mod streams;

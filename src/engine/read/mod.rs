@@ -1,5 +1,6 @@
 //! The read side: an index opened, frames fetched and checked, contents, restores, checks, comparisons.
 
+mod ahead;
 pub mod chain;
 pub mod check;
 pub mod compare;
@@ -10,6 +11,7 @@ pub mod frame;
 pub mod index;
 pub mod metadata;
 pub mod outcome;
+pub mod patience;
 pub mod select;
 pub mod target;
 pub mod worker;

@@ -14,7 +14,6 @@ use crate::{
             framer::Framer,
             increment::Base,
             index::IndexWriter,
-            links::Links,
             part::{PartWriter, Stored, Target},
             pipeline,
             sorted::Sorted,
@@ -91,14 +90,14 @@ impl Run<'_> {
                 .local
                 .and_then(|local| rustix::fs::fstat(local.root()).ok())
                 .map(|stat| (stat.st_dev, stat.st_ino));
-            let walk = Walk::new(&self.roots, &self.request.selection, volume);
+            let walk = Walk::new(&self.roots, &self.request.selection, volume, self.request.pipeline.threads);
             let scratch = || self.volume.store.scratch();
             let base = self.base.as_ref().map(|base| Base {
                 chain: &base.chain,
                 taken_at: base.snapshots.iter().map(|one| one.taken_at.as_second()).collect(),
                 ignore_inode: self.request.ignore_inode,
             });
-            let request = tree::Request { links: Links::new(&scratch), deltas: self.settings(), base };
+            let request = tree::Request { scratch: &scratch, deltas: self.settings(), base };
             outcome = tree::store(framer, walk, request, &self.monitor)?;
             self.request.guards.check_files(&outcome.totals)?;
         }

@@ -8,9 +8,12 @@ use object_store::{
 };
 
 use super::{
-    Inner, S3Store,
+    Inner, S3Store, Threads,
+    ahead::Ahead,
     retry::Limits,
+    secrets,
     upload::Budget,
+    watch::Watch,
     wire::{Connector, Counts},
 };
 use crate::{
@@ -46,13 +49,16 @@ impl S3Store {
             client,
             bulk: OnceLock::new(),
             has_no_bulk: AtomicBool::new(false),
+            is_exclusive: AtomicBool::new(false),
             builder,
             bucket: bucket.clone(),
             limits: Limits::from_env(),
             counts,
             budget: Arc::new(Budget::new(in_flight)),
+            watch: Watch::new(access.stop.clone()),
+            ahead: Ahead::default(),
         };
-        Ok(Self { inner: Arc::new(inner), runtime: Arc::new(runtime) })
+        Ok(Self { inner: Arc::new(inner), threads: Arc::new(Threads(Some(runtime))) })
     }
 }
 
@@ -64,6 +70,12 @@ fn builder(bucket: &Bucket, access: &Access, counts: &Arc<Counts>) -> Result<Ama
     // The only provider there is; a second call finds the first one's.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let mut builder = AmazonS3Builder::from_env().with_bucket_name(&bucket.name);
+    if let Some(secrets) = secrets::from_file()? {
+        builder = builder.with_access_key_id(secrets.id).with_secret_access_key(secrets.key);
+        if let Some(token) = secrets.token {
+            builder = builder.with_token(token);
+        }
+    }
     if let Some(endpoint) = &access.endpoint {
         if !endpoint.starts_with("http://") && !endpoint.starts_with("https://") {
             return Err(Error::usage(format!("not an endpoint: `{endpoint}`")).with_hint("write https://HOST[:PORT]"));

@@ -7,6 +7,7 @@
 pub mod history;
 pub mod inventory;
 pub mod job;
+pub mod patroni;
 pub mod proxy;
 pub mod rng;
 pub mod s3;
@@ -256,14 +257,19 @@ impl World {
 
     /// One whose volume is on this server.
     pub fn on(dir: TempDir, server: s3::Server) -> Self {
+        let world = Self::before(dir, server);
+        world.bk("volume create").arg(world.named()).run().ok();
+        world
+    }
+
+    /// One whose volume is not made yet.
+    pub fn before(dir: TempDir, server: s3::Server) -> Self {
         let src = dir.path().join("src");
         fs::create_dir(&src).unwrap();
         // Other runs may use the same bucket.
         let prefix = name_of(dir.path());
         let volume = server.dir.as_ref().map_or_else(PathBuf::new, |files| files.join(&prefix));
-        let world = Self { dir, volume, src, server: Some(server) };
-        world.bk("volume create").arg(world.named()).run().ok();
-        world
+        Self { dir, volume, src, server: Some(server) }
     }
 
     /// The volume as `BK_VOLUME` names it.
