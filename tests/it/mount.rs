@@ -28,6 +28,8 @@ struct Mount {
     bk: Option<Running>,
     /// The process that serves.
     pid: u32,
+    /// What it said until it was mounted.
+    said: String,
 }
 
 fn is_mounted(at: &Path) -> bool {
@@ -59,13 +61,16 @@ impl Mount {
     /// By a command line that ends in the mount point.
     fn by(bk: Bk, at: &Path) -> Self {
         let mut bk = bk.spawn();
-        let mut line = String::new();
-        BufReader::new(bk.child.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
-        if !line.contains("\"mounted\"") {
-            panic!("{line}{}", bk.finish().show());
+        let mut said = String::new();
+        let mut out = BufReader::new(bk.child.stdout.as_mut().unwrap());
+        // Warnings come before.
+        while !said.contains("\"mounted\"") {
+            if out.read_line(&mut said).unwrap() == 0 {
+                panic!("{said}{}", bk.finish().show());
+            }
         }
         let pid = bk.child.id();
-        Self { at: at.to_owned(), bk: Some(bk), pid }
+        Self { at: at.to_owned(), bk: Some(bk), pid, said }
     }
 
     /// `/<job>/latest` or what else is at a path of it.

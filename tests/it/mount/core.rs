@@ -18,7 +18,7 @@ use bk::volume::{Created, Item, Store, Upload, Volume, local::LocalStore, open_o
 use crate::hostile::write_volumes;
 use crate::support::inventory::inventory;
 use crate::support::rng::Rng;
-use crate::support::tree::{DEEP, Tree};
+use crate::support::tree::Tree;
 use crate::support::{World, temp_dir};
 
 /// A local volume whose reads of parts can be held up, and are counted.

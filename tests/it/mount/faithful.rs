@@ -12,6 +12,8 @@ use crate::support::tools::{need, shell, shell_ok, skip};
 use crate::support::tree::{DEEP, SOCKETS, Tree, chmod, touch};
 use crate::support::{World, exit};
 
+const KERNEL: &str = "/usr/src/linux-source-6.1.tar.xz";
+
 /// What stock tools find different between a tree and its mount.
 fn tools_agree(world: &World, src: &Path, shown: &Path) {
     let tar = world.path("compare.tar");
@@ -289,4 +291,54 @@ fn directories_of_any_width_are_listed_whole() {
         }
         one.end().ok();
     }
+}
+
+#[test]
+fn the_kernel_tree_is_shown_as_it_was() {
+    let me = "the_kernel_tree_is_shown_as_it_was";
+    if !can_mount(me) || !need(me, &["xz", "tar", "diff", "rsync"]) {
+        return;
+    }
+    if !Path::new(KERNEL).exists() {
+        skip(me, &format!("no {KERNEL}"));
+        return;
+    }
+    let world = World::new("mount");
+    let whole = std::env::var("BK_TEST_KERNEL").is_ok_and(|v| v == "whole");
+    let members = if whole { "" } else { "linux-source-6.1/drivers/net/wireless" };
+    shell_ok(&format!("tar -C \"$1\" -xJf {KERNEL} {members}"), &[&world.src]);
+    world.snapshot("kernel", "--part-size 16MiB").ok();
+    let one = Mount::new(&world, "one", "kernel/1");
+    assert_same(&inventory(&world.src), &inventory(&one.at), &Compare::EXACT, "the kernel tree");
+    tools_agree(&world, &world.src, &one.at);
+    // Files come before directories in a list, as they are stored: whoever goes down depth first decodes each frame once.
+    let one = Mount::new(&world, "other", "kernel/1");
+    shell_ok(r#"tar -C "$1" -cf - . | cat >/dev/null"#, &[&one.at]);
+    let stored = world.parts("kernel", "tree-");
+    assert!(!stored.is_empty());
+    let bytes: u64 = inventory(&world.src).values().map(|record| record.size.next_multiple_of(512) + 1536).sum();
+    let (decoded, frames) = (one.count("decoded"), bytes / (3 << 20) + 4);
+    assert!(decoded <= frames, "{decoded} frames were decoded for {bytes} bytes");
+}
+
+#[test]
+fn a_volume_on_s3_is_shown_as_it_was() {
+    let me = "a_volume_on_s3_is_shown_as_it_was";
+    if !can_mount(me) {
+        return;
+    }
+    let world = World::on_s3("mount");
+    Tree::new(508).without(DEEP).build(&world.src);
+    world.snapshot("tree", "--level 0 --frame-size 64KiB --part-size 1MiB").ok();
+    let first = inventory(&world.src);
+    fs::write(world.src.join("plain/new"), "new").unwrap();
+    fs::remove_dir_all(world.src.join("many/2")).unwrap();
+    world.snapshot("tree", "--level 1 --frame-size 64KiB --part-size 1MiB").ok();
+    let second = inventory(&world.src);
+    let all = Mount::new(&world, "all", "");
+    let older = crate::support::sorted(&all.path("tree")).remove(0);
+    assert_same(&first, &inventory(&older), &Compare::EXACT, "level 0 on S3");
+    assert_same(&second, &inventory(&all.path("tree/latest/")), &Compare::EXACT, "level 1 on S3");
+    assert_eq!(all.count("faults"), 0);
+    all.end().ok();
 }
