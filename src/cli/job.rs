@@ -125,7 +125,7 @@ impl Asked {
                     storing: meaning::storing(&storing_text(args)?)?,
                     threads: meaning::threads(context.global)?,
                     level: level(args, None, None)?,
-                    min_interval: meaning::min_interval(args.min_interval.as_ref(), None)?,
+                    min_interval: meaning::min_interval(args.min_interval.as_ref())?,
                     keep: keep(args)?,
                     keep_promoted: None,
                 };
@@ -308,7 +308,7 @@ impl Configured<'_> {
             storing: job.storing(self.config, &storing_text(args)?)?,
             threads,
             level,
-            min_interval: meaning::min_interval(args.min_interval.as_ref(), text.min_interval)?,
+            min_interval: meaning::min_interval(args.min_interval.as_ref())?.or(text.min_interval.map(|keep| keep.0)),
             keep: typed_keep.or(keep_of_level),
             keep_promoted: typed_keep.or_else(|| kept(0)),
         };

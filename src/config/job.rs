@@ -10,10 +10,11 @@ use super::{
     meaning::{self, Storing, StoringText},
     runbook::check_actions,
     step::{Argv, check_env, check_steps},
+    value::Keep,
 };
 use crate::{
     error::{Error, Kind, Result},
-    model::ids::Name,
+    model::{ids::Name, time::Lifetime},
 };
 
 /// A job.
@@ -187,6 +188,9 @@ impl Job {
                 "{}: sets by role stand in a job only",
                 config.place(&["job", self.name.as_str(), "role"])
             )));
+        }
+        if text.min_interval == Some(Keep(Lifetime::Never)) {
+            return Err(wrong("min_interval", "no snapshot would ever be taken".to_owned()));
         }
         if let Some(steps) = &text.step {
             check_steps(steps).map_err(|e| wrong("step", e))?;

@@ -218,7 +218,7 @@ layered! {
         /// How long snapshots are kept.
         expire: ByLevel<Keep>,
         /// Younger snapshots make a run unnecessary.
-        min_interval: Span,
+        min_interval: Keep,
 
         /// May this node act now?
         gate: Gate,

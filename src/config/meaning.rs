@@ -9,7 +9,6 @@ use crate::{
     model::{
         ids::Name,
         place::{Access, Place},
-        span::Span,
         stop::Stop,
         time::Lifetime,
         units::{parse_size, show_size},
@@ -152,12 +151,9 @@ pub fn job(typed: Option<&String>) -> Result<Name> {
     }
 }
 
-/// The interval within which a job has one snapshot: as typed, or as configured.
-pub fn min_interval(typed: Option<&String>, configured: Option<Span>) -> Result<Option<Lifetime>> {
-    let Some(text) = typed.filter(|text| !text.is_empty()) else {
-        let seconds = configured.map(|span| i64::try_from(span.0.as_secs()).unwrap_or(i64::MAX));
-        return Ok(seconds.map(|seconds| Lifetime::For { months: 0, seconds }));
-    };
+/// The interval within which a job has one snapshot.
+pub fn min_interval(typed: Option<&String>) -> Result<Option<Lifetime>> {
+    let Some(text) = typed.filter(|text| !text.is_empty()) else { return Ok(None) };
     match text.parse().map_err(|e: Error| e.context("--min-interval"))? {
         Lifetime::Never => Err(Error::usage("--min-interval never: no snapshot would ever be taken")),
         interval => Ok(Some(interval)),

@@ -86,16 +86,20 @@ pub fn absolute(path: &Path) -> Result<PathBuf> {
     }
 }
 
-fn is_dead(path: &Path) -> bool {
-    let stat = rustix::fs::stat(path);
-    matches!(stat, Err(Errno::NOTCONN | Errno::CONNABORTED))
+/// Whether nobody serves what is mounted here. Of ours the space is asked for: the kernel has all else in memory for a day.
+fn is_dead(path: &Path) -> Result<bool> {
+    let answer = match mounted_at(path)? {
+        Some(entry) if entry.kind == FS_TYPE => rustix::fs::statfs(path).map(drop),
+        _ => rustix::fs::stat(path).map(drop),
+    };
+    Ok(matches!(answer, Err(Errno::NOTCONN | Errno::CONNABORTED)))
 }
 
 /// The mount point, free to be mounted on: what a killed bk left there is taken away.
 pub fn prepare(path: &Path) -> Result<(PathBuf, bool)> {
     let path = absolute(path)?;
     let mut was_stale = false;
-    while is_dead(&path) {
+    while is_dead(&path)? {
         match mounted_at(&path)? {
             Some(entry) if entry.kind == FS_TYPE => unmount(&path, true)?,
             _ => {

@@ -9,7 +9,7 @@ use std::{
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
 };
 
-use quick_cache::{OptionsBuilder, Weighter, sync::Cache};
+use quick_cache::{DefaultHashBuilder, Lifecycle, OptionsBuilder, Weighter, sync::Cache};
 
 use super::{
     content::Stored,
@@ -39,13 +39,56 @@ impl Weighter<Key, Plain> for ByLen {
     }
 }
 
+/// Buffers of frames that left the cache, to be filled again: fresh ones of a few MiB each would leave gaps in the heap.
+#[derive(Clone, Default)]
+struct Spare(Arc<Mutex<Vec<Vec<u8>>>>);
+
+/// Frames are seldom longer.
+const FRAME_LEN_USUAL: usize = 8 << 20;
+/// So many wait to be used again.
+const SPARE_MAX: usize = 4;
+/// Buffers are made in multiples of this many bytes, so that one fits where another was.
+const BUFFER_UNIT: usize = 1 << 20;
+
+impl Spare {
+    fn held(&self) -> MutexGuard<'_, Vec<Vec<u8>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn take(&self, len: usize) -> Vec<u8> {
+        // The decoder wants a byte more.
+        let unit = if len >= BUFFER_UNIT { BUFFER_UNIT } else { 4096 };
+        let len = (len + 1).next_multiple_of(unit);
+        let mut held = self.held();
+        let fits = held.iter().position(|buffer| (len..=len + len / 4).contains(&buffer.capacity()));
+        match fits {
+            Some(at) => held.swap_remove(at),
+            None => Vec::with_capacity(len),
+        }
+    }
+}
+
+impl Lifecycle<Key, Plain> for Spare {
+    type RequestState = ();
+
+    fn on_evict(&self, (): &mut (), _: Key, plain: Plain) {
+        if let Some(buffer) = Arc::into_inner(plain) {
+            let mut held = self.held();
+            if held.len() < SPARE_MAX {
+                held.push(buffer);
+            }
+        }
+    }
+}
+
 /// The frames of a mount.
 pub struct Frames {
     shared: Arc<Shared>,
 }
 
 struct Shared {
-    cache: Cache<Key, Plain, ByLen>,
+    cache: Cache<Key, Plain, ByLen, DefaultHashBuilder, Spare>,
+    spare: Spare,
     flights: Mutex<Flights>,
     news: Condvar,
     /// Workers that may fetch ahead at one time.
@@ -90,8 +133,10 @@ impl Frames {
             .build()
             .map_err(|e| Error::usage(format!("cannot make a cache of {cache_len} bytes: {e}")))?;
         let threads = threads.max(1);
+        let spare = Spare::default();
         let shared = Arc::new(Shared {
-            cache: Cache::with_options(options, ByLen, Default::default(), Default::default()),
+            cache: Cache::with_options(options, ByLen, Default::default(), spare.clone()),
+            spare,
             flights: Mutex::default(),
             news: Condvar::new(),
             ahead_max: (threads - threads / 4).max(1),
@@ -147,12 +192,6 @@ impl Frames {
         drop(flights);
         self.shared.news.notify_one();
     }
-
-    /// Bytes of decoded frames kept.
-    #[cfg(test)]
-    pub fn kept(&self) -> u64 {
-        self.shared.cache.weight()
-    }
 }
 
 impl Drop for Frames {
@@ -203,7 +242,7 @@ impl Shared {
         let mut reader = FrameReader::new();
         while let Some((stored, is_ahead)) = self.next() {
             let read = match &mut reader {
-                Ok(reader) => catch_unwind(AssertUnwindSafe(|| read(reader, &stored))),
+                Ok(reader) => catch_unwind(AssertUnwindSafe(|| self.read(reader, &stored))),
                 Err(e) => Ok(Err(Error::new(e.kind(), e.to_string()))),
             };
             let read = read.unwrap_or_else(|_| {
@@ -213,6 +252,16 @@ impl Shared {
             add(&self.counts.decoded);
             self.done(&stored, is_ahead, read);
         }
+    }
+
+    fn read(&self, reader: &mut FrameReader, stored: &Stored) -> Result<Plain> {
+        // What a frame says of its length was not checked yet: no more than a usual one is made room for in advance.
+        let mut plain = match stored.frame.len as usize {
+            len @ ..=FRAME_LEN_USUAL => self.spare.take(len),
+            _ => Vec::new(),
+        };
+        reader.read(stored.opened.chain.run(stored.run), &stored.frame, &mut plain)?;
+        Ok(Arc::new(plain))
     }
 
     fn done(&self, stored: &Stored, is_ahead: bool, read: Result<Plain>) {
@@ -244,8 +293,3 @@ impl Shared {
     }
 }
 
-fn read(reader: &mut FrameReader, stored: &Stored) -> Result<Plain> {
-    let mut plain = Vec::new();
-    reader.read(stored.opened.chain.run(stored.run), &stored.frame, &mut plain)?;
-    Ok(Arc::new(plain))
-}

@@ -22,6 +22,8 @@ const AFTER_DOTS: u64 = 2;
 const AFTER_SPECIAL: u64 = 3;
 const FIRST_ROW: u64 = 16;
 const RUN_SHIFT: u32 = 36;
+/// Set in places among the directories, which come after all else.
+const AMONG_DIRS: u64 = 1 << 40;
 
 /// One entry of a list: name, attributes, and the place after it. True when there is room for no more.
 pub type Put<'a> = &'a mut dyn FnMut(&[u8], &Attr, u64) -> bool;
@@ -106,11 +108,13 @@ impl Core {
         self.list_dir(node, opened, b"", from, put)
     }
 
+    /// Files first, then directories: so whoever goes down depth first reads in the order in which content is stored.
     fn list_dir(&self, node: Node, opened: &Arc<Opened>, dir: &[u8], from: u64, put: Put<'_>) -> Answer<()> {
-        let after = match from.checked_sub(FIRST_ROW) {
+        let place = from.checked_sub(FIRST_ROW);
+        let mut after = match place {
             None => None,
             Some(place) => {
-                let run = usize::try_from(place >> RUN_SHIFT).map_err(|_| Errno::INVAL)?;
+                let run = usize::try_from((place & !AMONG_DIRS) >> RUN_SHIFT).map_err(|_| Errno::INVAL)?;
                 let row = opened.chain.numbered(run, place & ((1 << RUN_SHIFT) - 1))?.ok_or(Errno::INVAL)?;
                 if path::split(&row.path).0 != dir {
                     return Err(Errno::INVAL.into());
@@ -119,12 +123,19 @@ impl Core {
             }
         };
         let oldest = self.oldest_in(node, opened, dir)?;
-        for row in opened.chain.list_numbered(dir, oldest, after.as_ref().map(|row| row.path.as_slice())) {
-            let row = row?;
-            let place = FIRST_ROW + ((row.run as u64) << RUN_SHIFT | row.number);
-            let path = row.clone();
-            if put(path::split(&path.path).1, &opened.attr_of(row)?, place) {
-                break;
+        let is_among_dirs = place.is_some_and(|place| place & AMONG_DIRS != 0);
+        for wants_dirs in [false, true].into_iter().skip(usize::from(is_among_dirs)) {
+            let last = after.take();
+            for row in opened.chain.list_numbered(dir, oldest, last.as_ref().map(|row| row.path.as_slice())) {
+                let row = row?;
+                if (row.kind == EntryKind::Dir) != wants_dirs {
+                    continue;
+                }
+                let bits = (row.run as u64) << RUN_SHIFT | row.number | if wants_dirs { AMONG_DIRS } else { 0 };
+                let own = row.clone();
+                if put(path::split(&own.path).1, &opened.attr_of(row)?, FIRST_ROW + bits) {
+                    return Ok(());
+                }
             }
         }
         Ok(())

@@ -112,7 +112,6 @@ impl One<'_> {
     }
 }
 
-#[expect(clippy::too_many_arguments, reason = "one place puts them together")]
 fn one<'a>(
     step: &'a Step,
     phase: Phase,

@@ -98,7 +98,7 @@ pub fn run(call: &Call<'_>, stop: &dyn Fn() -> bool, log: &mut dyn FnMut(&str)) 
         }
     };
     let mut running = Running::new(started, call);
-    let ended = running.to_end(call.timeout, stop, log);
+    let ended = running.until_end(call.timeout, stop, log);
     running.finish(ended, call, log)
 }
 
@@ -200,7 +200,7 @@ impl Running {
     }
 
     /// Waits for its end, by itself or by force; gives the reason when it was by force.
-    fn to_end(&mut self, timeout: Duration, stop: &dyn Fn() -> bool, log: &mut dyn FnMut(&str)) -> Option<End> {
+    fn until_end(&mut self, timeout: Duration, stop: &dyn Fn() -> bool, log: &mut dyn FnMut(&str)) -> Option<End> {
         let deadline = Instant::now() + timeout;
         let mut ending: Option<Ending> = None;
         loop {

@@ -156,7 +156,8 @@ fn the_gate_tells_the_role() {
         "[job.pair]\n[job.pair.gate]\nkind = 'command'\ncommand = ['cat', 'SRC/role']\n[job.pair.role.active]\n\
          paths = ['SRC/f']\n[job.pair.role.other.stream.d]\ncommand = ['echo', 'other']",
     );
-    let role = |role: &str| fs::write(c.world.src.join("role"), format!("{{\"role\": \"{role}\"}}\n")).unwrap();
+    let role =
+        |role: &str| fs::write(c.world.src.join("role"), format!("{{\"act\": true, \"role\": \"{role}\"}}\n")).unwrap();
     let state = c.world.path("state");
     let bk = |words: &str| c.bk(words).env("BK_STATE_DIR", &state);
     role("active");

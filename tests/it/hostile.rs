@@ -478,17 +478,12 @@ fn increments() -> Vec<(String, Draft)> {
     all
 }
 
-#[test]
-fn hostile_volumes_do_no_harm() {
-    if !need("hostile_volumes_do_no_harm", &["python3"]) {
-        return;
-    }
-    let world = crate::support::temp_dir("hostile");
-    let mut names = Vec::new();
+/// Writes every hostile volume below `world`, each into `<n>/volume`; gives name and seq of its snapshot of job `t`.
+pub fn write_volumes(world: &Path) -> Vec<(String, u64)> {
+    let mut all_names = Vec::new();
     let all = cases().into_iter().map(|case| (case, false)).chain(increments().into_iter().map(|case| (case, true)));
     for (n, ((name, lying), is_increment)) in all.enumerate() {
-        let dir: PathBuf = world.path().join(format!("{n}"));
-        let volume = dir.join("volume");
+        let volume = world.join(format!("{n}/volume"));
         fs::create_dir_all(&volume).unwrap();
         let seq = if is_increment {
             let good = draft(&[self::dir(b"d"), file(b"f", b"some content")]);
@@ -499,6 +494,20 @@ fn hostile_volumes_do_no_harm() {
             lying.write(&volume, 1, None);
             1
         };
+        all_names.push((name, seq));
+    }
+    all_names
+}
+
+#[test]
+fn hostile_volumes_do_no_harm() {
+    if !need("hostile_volumes_do_no_harm", &["python3"]) {
+        return;
+    }
+    let world = crate::support::temp_dir("hostile");
+    let mut names = Vec::new();
+    for (n, (name, seq)) in write_volumes(world.path()).into_iter().enumerate() {
+        let dir: PathBuf = world.path().join(format!("{n}"));
         // What a way out would reach: beside the target, and through links already in it.
         fs::create_dir_all(dir.join("outside")).unwrap();
         fs::create_dir(dir.join("target")).unwrap();

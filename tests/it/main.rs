@@ -36,6 +36,7 @@ mod medium;
 mod memory;
 mod model;
 mod modes;
+mod mount;
 mod patroni;
 mod power;
 mod racing;

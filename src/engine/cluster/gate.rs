@@ -269,6 +269,9 @@ struct Said {
     mode: Option<String>,
     node: Option<String>,
     skip: Option<String>,
+    /// It acts whatever its role is called: where every node acts, each by its role.
+    #[serde(default)]
+    act: bool,
     #[serde(default)]
     datasources: Vec<SaidMember>,
 }
@@ -299,10 +302,14 @@ fn said(output: &[u8]) -> Result<Found> {
     let said: Said = serde_json::from_slice(text).map_err(|e| bad(format!("what it printed cannot be read: {e}")))?;
     let skip = match (said.skip, said.role.as_deref()) {
         (Some(why), _) => Some(show::name(why.as_bytes())),
+        (None, _) if said.act => None,
         (None, None | Some("coordinator")) => None,
         (None, Some("member")) => Some("not the coordinator".to_owned()),
         (None, Some(role)) => {
-            return Err(bad(format!("`role` is neither coordinator nor member: {}", show::name(role.as_bytes()))));
+            return Err(bad(format!(
+                "`role` is neither coordinator nor member, and `act` is not true: {}",
+                show::name(role.as_bytes())
+            )));
         }
     };
     let members = said.datasources.into_iter().map(|one| Member {

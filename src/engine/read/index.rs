@@ -69,7 +69,8 @@ pub struct IndexReader {
 
 /// A decoded block.
 enum Block {
-    Entries(Vec<Entry>),
+    /// Rows, and how many of those before each own an extent.
+    Entries(Vec<Entry>, Vec<u16>),
     Extents(Vec<Extent>),
     Frames(Vec<Frame>),
     Parts(Vec<Part>),
@@ -263,7 +264,7 @@ impl IndexReader {
     /// The rows of one block of entries.
     fn entry_block(&self, block: usize) -> Result<Vec<Row>> {
         let info = self.entries.get(block).ok_or_else(|| damaged("no such block"))?;
-        let Block::Entries(entries) = self.decode(info)? else { return Err(damaged("not a block of entries")) };
+        let Block::Entries(entries, _) = self.decode(info)? else { return Err(damaged("not a block of entries")) };
         let mut extent = info.first_extent;
         let rows = entries.into_iter().map(|entry| {
             let own = entry.owns_extent().then_some(extent);
@@ -306,11 +307,10 @@ impl IndexReader {
         let at = self.entries.partition_point(|info| path::cmp_rows(&info.first_key, path) != Ordering::Greater);
         let Some(info) = at.checked_sub(1).map(|at| &self.entries[at]) else { return Ok(None) };
         let block = self.block(info)?;
-        let Block::Entries(entries) = &*block else { return Ok(None) };
+        let Block::Entries(entries, before) = &*block else { return Ok(None) };
         let Ok(found) = entries.binary_search_by(|entry| path::cmp_rows(&entry.path, path)) else { return Ok(None) };
         let entry = entries[found].clone();
-        let before = entries[..found].iter().filter(|entry| entry.owns_extent()).count() as u64;
-        let extent = entry.owns_extent().then_some(info.first_extent + before);
+        let extent = entry.owns_extent().then_some(info.first_extent + u64::from(before[found]));
         Ok(Some(Row { entry, extent, run: 0 }))
     }
 
@@ -318,7 +318,7 @@ impl IndexReader {
     fn path_of(&self, n: u64) -> Result<Option<Vec<u8>>> {
         let Some((info, at)) = block_with(&self.entries, n) else { return Ok(None) };
         match &*self.block(info)? {
-            Block::Entries(entries) => Ok(entries.get(at).map(|entry| entry.path.clone())),
+            Block::Entries(entries, _) => Ok(entries.get(at).map(|entry| entry.path.clone())),
             _ => Ok(None),
         }
     }
@@ -392,7 +392,7 @@ impl IndexReader {
         let at = self.entries.partition_point(|info| path::cmp_rows(&info.first_key, path) != Ordering::Greater);
         let Some(info) = at.checked_sub(1).map(|at| &self.entries[at]) else { return Ok(None) };
         let block = self.block(info)?;
-        let Block::Entries(entries) = &*block else { return Ok(None) };
+        let Block::Entries(entries, _) = &*block else { return Ok(None) };
         let found = entries.binary_search_by(|entry| path::cmp_rows(&entry.path, path));
         Ok(found.ok().map(|found| entries[found].kind))
     }
@@ -575,7 +575,13 @@ impl IndexReader {
             Section::Entries => {
                 let entries = decode_entries(&plain, rows)?;
                 self.check_entries(info, &entries)?;
-                Block::Entries(entries)
+                let mut owners = 0;
+                let before = entries.iter().map(|entry| {
+                    owners += u16::from(entry.owns_extent());
+                    owners - u16::from(entry.owns_extent())
+                });
+                let before = before.collect();
+                Block::Entries(entries, before)
             }
             Section::Extents => Block::Extents(decode_extents(&plain, rows)?),
             Section::Frames => {

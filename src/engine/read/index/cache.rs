@@ -72,7 +72,7 @@ impl Block {
     /// About how many bytes of memory it takes.
     fn memory(&self) -> usize {
         match self {
-            Block::Entries(rows) => rows.iter().map(memory_of).sum(),
+            Block::Entries(rows, _) => rows.iter().map(memory_of).sum(),
             Block::Extents(rows) => rows.len() * size_of::<Extent>(),
             Block::Frames(rows) => size_of_val(&rows[..]),
             Block::Parts(rows) => size_of_val(&rows[..]),

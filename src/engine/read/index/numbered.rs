@@ -21,7 +21,7 @@ pub struct Numbered {
 
 impl Numbered {
     fn new(block: &Arc<Block>, at: usize, first: u64) -> Option<Self> {
-        let Block::Entries(entries) = &**block else { return None };
+        let Block::Entries(entries, _) = &**block else { return None };
         (at < entries.len()).then(|| Self { block: Arc::clone(block), at, number: first + at as u64, run: 0 })
     }
 }
@@ -40,7 +40,7 @@ impl Deref for Numbered {
 
     fn deref(&self) -> &Entry {
         match &*self.block {
-            Block::Entries(entries) => &entries[self.at],
+            Block::Entries(entries, _) => &entries[self.at],
             // `new` looked.
             _ => unreachable!("a numbered row is in a block of entries"),
         }
@@ -59,17 +59,16 @@ impl IndexReader {
         let at = self.entries.partition_point(|info| path::cmp_rows(&info.first_key, path) != Ordering::Greater);
         let Some(info) = at.checked_sub(1).map(|at| &self.entries[at]) else { return Ok(None) };
         let block = self.block(info)?;
-        let Block::Entries(entries) = &*block else { return Ok(None) };
+        let Block::Entries(entries, _) = &*block else { return Ok(None) };
         let found = entries.binary_search_by(|entry| path::cmp_rows(&entry.path, path)).ok();
         Ok(found.and_then(|found| Numbered::new(&block, found, info.first_row)))
     }
 
     /// The row with its extent, as [`super::super::chain::Chain::locate`] wants it.
     pub fn row_of(&self, row: &Numbered) -> Result<Row> {
-        let Block::Entries(entries) = &*row.block else { return Err(super::damaged("not a block of entries")) };
+        let Block::Entries(_, before) = &*row.block else { return Err(super::damaged("not a block of entries")) };
         let info = block_with(&self.entries, row.number).ok_or_else(|| super::damaged("no such row"))?.0;
-        let before = entries[..row.at].iter().filter(|entry| entry.owns_extent()).count() as u64;
-        let extent = row.owns_extent().then_some(info.first_extent + before);
+        let extent = row.owns_extent().then_some(info.first_extent + u64::from(before[row.at]));
         Ok(Row { entry: (**row).clone(), extent, run: row.run })
     }
 
@@ -108,7 +107,7 @@ impl List<'_> {
             let Some(info) = self.index.entries.get(self.block) else { return Ok(None) };
             let block = self.index.block(info)?;
             let at = match (&*block, self.skip.take()) {
-                (Block::Entries(entries), Some(before)) => entries.partition_point(|entry| before(&entry.path)),
+                (Block::Entries(entries, _), Some(before)) => entries.partition_point(|entry| before(&entry.path)),
                 _ => 0,
             };
             self.rows = Some((block, at, info.first_row));

@@ -1,0 +1,249 @@
+//! How a mount begins and ends: signals, `bk umount`, the background, a bk that was killed, snapshots that come and go.
+
+use std::fs::{self, File};
+use std::io::Read;
+use std::os::unix::net::UnixDatagram;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use rustix::mount::{MountFlags, UnmountFlags};
+use rustix::process::{Pid, Signal, kill_process};
+
+use super::{Mount, can_mount, is_mounted, wait_for};
+use crate::support::rng::Rng;
+use crate::support::{World, exit, files_below, sorted};
+
+fn world() -> World {
+    let world = World::new("mount");
+    for n in 0..40 {
+        let dir = world.src.join(format!("d{}", n % 4));
+        fs::create_dir_all(&dir).unwrap();
+        fs::write(dir.join(format!("f{n}")), Rng::new(n).content(50_000)).unwrap();
+    }
+    world.snapshot("tree", "--level 0 --frame-size 64KiB").ok();
+    world
+}
+
+#[test]
+fn signals_and_umount_end_it() {
+    if !can_mount("signals_and_umount_end_it") {
+        return;
+    }
+    let world = world();
+    for signal in [Signal::TERM, Signal::INT, Signal::HUP] {
+        let mut mount = Mount::new(&world, "mnt", "");
+        let bk = mount.bk.take().unwrap();
+        bk.signal(signal);
+        let ran = bk.finish().ok();
+        assert!(!is_mounted(&mount.at));
+        assert!(ran.text().contains("\"result\""), "{}", ran.show());
+    }
+    let mut mount = Mount::new(&world, "mnt", "");
+    world.bk("umount").arg(&mount.at).run().ok();
+    mount.bk.take().unwrap().finish().ok();
+    assert!(!is_mounted(&mount.at));
+    // Twice at one place is an error, and so is unmounting what is not there, or not ours.
+    let mount = Mount::new(&world, "mnt", "");
+    world.bk("mount").arg(&mount.at).run().code_is(&[exit::USAGE]).says("already");
+    let at = mount.at.clone();
+    mount.end().ok();
+    world.bk("umount").arg(&at).run().code_is(&[exit::USAGE]).says("no volume is mounted");
+    world.bk("mount").arg(world.path("no-such")).run().code_is(&[exit::USAGE]);
+    let file = world.path("file");
+    fs::write(&file, "").unwrap();
+    world.bk("mount").arg(&file).run().code_is(&[exit::USAGE]).says("not a directory");
+    world.bk("mount tree/77").arg(&at).run().code_is(&[exit::USAGE]).says("tree/77");
+    rustix::mount::mount("none", &at, "tmpfs", MountFlags::empty(), None).unwrap();
+    let ran = world.bk("umount").arg(&at).run();
+    let is_there = fs::read_to_string("/proc/self/mountinfo").unwrap().contains(at.to_str().unwrap());
+    rustix::mount::unmount(&at, UnmountFlags::DETACH).unwrap();
+    ran.code_is(&[exit::USAGE]);
+    assert!(is_there, "bk umount took away another's mount");
+}
+
+#[test]
+fn in_use_it_stays_unless_it_is_lazy() {
+    if !can_mount("in_use_it_stays_unless_it_is_lazy") {
+        return;
+    }
+    let world = world();
+    let mut mount = Mount::new(&world, "mnt", "tree/1");
+    let mut open = File::open(mount.path("d1/f1")).unwrap();
+    world.bk("umount").arg(&mount.at).run().code_is(&[exit::USAGE]).says("in use").says("--lazy");
+    assert!(is_mounted(&mount.at));
+    world.bk("umount --lazy").arg(&mount.at).run().ok();
+    assert!(!is_mounted(&mount.at));
+    let mut bytes = Vec::new();
+    open.read_to_end(&mut bytes).unwrap();
+    assert!(bytes == fs::read(world.src.join("d1/f1")).unwrap());
+    drop(open);
+    mount.bk.take().unwrap().finish().ok();
+}
+
+#[test]
+fn sixteen_readers_do_not_hold_it_back() {
+    if !can_mount("sixteen_readers_do_not_hold_it_back") {
+        return;
+    }
+    let world = world();
+    let mount = Mount::new(&world, "mnt", "--cache-size 16MiB tree/1");
+    let (stop, done) = (AtomicBool::new(false), AtomicU64::new(0));
+    let files = files_below(&world.src);
+    let at = mount.at.clone();
+    std::thread::scope(|scope| {
+        for n in 0..16usize {
+            let (files, at, stop, done) = (&files, &at, &stop, &done);
+            let src = &world.src;
+            scope.spawn(move || {
+                let mut next = n;
+                while !stop.load(Ordering::Relaxed) {
+                    let path = &files[next % files.len()];
+                    next += 7;
+                    let shown = at.join(path.strip_prefix(src).unwrap());
+                    // Once it is unmounted there is nothing, or an error; never other bytes.
+                    if let Ok(bytes) = fs::read(shown) {
+                        assert!(bytes == fs::read(path).unwrap(), "{}", path.display());
+                        done.fetch_add(1, Ordering::Relaxed);
+                    }
+                }
+            });
+        }
+        wait_for("some reads", || done.load(Ordering::Relaxed) > 200);
+        let ran = mount.end();
+        stop.store(true, Ordering::Relaxed);
+        ran.ok();
+    });
+}
+
+fn children(pid: u32) -> Vec<u32> {
+    let text = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
+    text.split_whitespace().map(|word| word.parse().unwrap()).collect()
+}
+
+fn kill(pid: u32) {
+    kill_process(Pid::from_raw(pid as i32).unwrap(), Signal::KILL).unwrap();
+}
+
+#[test]
+fn a_killed_bk_leaves_nothing_mounted() {
+    if !can_mount("a_killed_bk_leaves_nothing_mounted") {
+        return;
+    }
+    let world = world();
+    let mut mount = Mount::new(&world, "mnt", "tree/1");
+    let mut open = File::open(mount.path("d1/f1")).unwrap();
+    kill(mount.pid);
+    let ran = mount.bk.take().unwrap().finish();
+    assert_eq!(ran.code(), 128 + 9);
+    wait_for("the watcher to unmount", || !is_mounted(&mount.at));
+    assert!(open.read(&mut [0; 10]).is_err());
+    // Another can mount there, the file still open.
+    let again = Mount::new(&world, "mnt", "tree/1");
+    assert!(fs::read(again.path("d1/f1")).unwrap() == fs::read(world.src.join("d1/f1")).unwrap());
+    again.end().ok();
+}
+
+#[test]
+fn a_mount_that_was_left_dead_is_taken_away() {
+    if !can_mount("a_mount_that_was_left_dead_is_taken_away") {
+        return;
+    }
+    let world = world();
+    let mut mount = Mount::new(&world, "mnt", "tree/1");
+    let open = File::open(mount.path("d1/f1")).unwrap();
+    // Watcher first, so that nobody is left to clean up.
+    for child in children(mount.pid) {
+        kill(child);
+    }
+    kill(mount.pid);
+    mount.bk.take().unwrap().finish();
+    assert!(is_mounted(&mount.at));
+    assert!(fs::read_dir(&mount.at).is_err());
+    let again = Mount::new(&world, "mnt", "tree/1");
+    assert!(fs::read(again.path("d2/f2")).is_ok());
+    drop(open);
+    assert!(again.said.contains("left dead"), "{}", again.said);
+    again.end().ok();
+    // `bk umount` takes it away, too.
+    let mut mount = Mount::new(&world, "mnt", "tree/1");
+    children(mount.pid).into_iter().for_each(kill);
+    kill(mount.pid);
+    mount.bk.take().unwrap().finish();
+    world.bk("umount").arg(&mount.at).run().ok();
+    assert!(!is_mounted(&mount.at));
+}
+
+#[test]
+fn in_the_background_it_tells_when_it_is_there() {
+    if !can_mount("in_the_background_it_tells_when_it_is_there") {
+        return;
+    }
+    let world = world();
+    let at = world.path("mnt");
+    fs::create_dir(&at).unwrap();
+    let socket_path = world.path("notify");
+    let socket = UnixDatagram::bind(&socket_path).unwrap();
+    world.bk("mount --daemon tree/1").arg(&at).env("NOTIFY_SOCKET", &socket_path).run().ok();
+    // Back at once, and it is there.
+    assert!(is_mounted(&at));
+    assert!(fs::read(at.join("d1/f1")).unwrap() == fs::read(world.src.join("d1/f1")).unwrap());
+    let mut said = [0; 200];
+    let len = socket.recv(&mut said).unwrap();
+    let said = String::from_utf8_lossy(&said[..len]).into_owned();
+    assert!(said.starts_with("READY=1\n") && said.contains(at.to_str().unwrap()), "{said}");
+    world.bk("umount").arg(&at).run().ok();
+    assert!(!is_mounted(&at));
+    // What goes wrong is said before it returns.
+    world.bk("mount --daemon tree/9").arg(&at).run().code_is(&[exit::ERROR, exit::USAGE]).says("tree/9");
+    assert!(!is_mounted(&at));
+}
+
+fn shown(mount: &Mount, job: &str) -> Vec<String> {
+    sorted(&mount.path(job)).iter().map(|p| crate::support::name_of(p)).collect()
+}
+
+#[test]
+fn snapshots_come_and_go() {
+    if !can_mount("snapshots_come_and_go") {
+        return;
+    }
+    let world = world();
+    let mount = Mount::new(&world, "mnt", "");
+    let first = sorted(&mount.path("tree"))[0].clone();
+    assert_eq!(shown(&mount, "tree").len(), 2);
+    assert!(!mount.path("other").exists());
+    world.snapshot("tree", "--level 0").ok();
+    world.snapshot("other", "").ok();
+    wait_for("the new snapshots", || shown(&mount, "tree").len() == 3 && mount.path("other/latest/d1").exists());
+    let latest = fs::read_link(mount.path("tree/latest")).unwrap();
+    assert!(latest.to_str().unwrap().starts_with("2-L0-"), "{latest:?}");
+    // Expired while it is read: what is open gives its bytes or an error, and the list has it no more.
+    let mut open = File::open(first.join("d1/f1")).unwrap();
+    let unread: PathBuf = first.join("d3/f3");
+    assert!(unread.exists());
+    world.bk("expire --set tree/1 2020-01-01T00:00:00Z").run().ok();
+    world.bk("expire tree --yes").run().ok();
+    wait_for("the expired snapshot to go", || shown(&mount, "tree").len() == 2 && !first.exists());
+    let mut bytes = Vec::new();
+    if open.read_to_end(&mut bytes).is_ok() {
+        assert!(bytes == fs::read(world.src.join("d1/f1")).unwrap());
+    }
+    assert!(fs::read(&unread).is_err());
+    assert!(fs::read(mount.path("tree/latest/d3/f3")).unwrap() == fs::read(world.src.join("d3/f3")).unwrap());
+    mount.end().ok();
+}
+
+#[test]
+fn nothing_is_left_in_the_background_or_in_temporary_places() {
+    if !can_mount("nothing_is_left_in_the_background_or_in_temporary_places") {
+        return;
+    }
+    let world = world();
+    let mount = Mount::new(&world, "mnt", "");
+    let (pid, helpers) = (mount.pid, children(mount.pid));
+    assert_eq!(helpers.len(), 1);
+    mount.end().ok();
+    for pid in helpers.into_iter().chain([pid]) {
+        assert!(!PathBuf::from(format!("/proc/{pid}")).exists(), "process {pid} is left");
+    }
+}

@@ -1,0 +1,237 @@
+//! Reading in every way and order gives the bytes that were stored, with no more requests and memory than promised.
+
+use std::fs::{self, File};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
+use std::path::Path;
+
+use rustix::fs::{SeekFrom, seek};
+
+use super::{Mount, can_mount};
+use crate::support::rng::Rng;
+use crate::support::tools::{need, shell_ok};
+use crate::support::tree::{DEEP, Tree};
+use crate::support::World;
+
+const O_DIRECT: i32 = 0o40000;
+
+/// Reads `steps` random runs of `shown` in random ways and holds them against `truth`.
+fn read_randomly(shown: &Path, truth: &[u8], seed: u64, steps: u64) {
+    let mut rng = Rng::new(seed);
+    let buffered = File::open(shown).unwrap();
+    let direct = File::options().read(true).custom_flags(O_DIRECT).open(shown).unwrap();
+    let size = truth.len() as u64;
+    let mut at = 0;
+    for step in 0..steps {
+        let len = [1, 100, 4096, 65_536, 1_000_000][rng.below(5) as usize];
+        let mut buffer = vec![0xaa; rng.below(len) as usize + 1];
+        let how = rng.below(6);
+        // In order, near the end, or anywhere.
+        let from = match rng.below(4) {
+            0 => at,
+            1 => size.saturating_sub(rng.below(5000)),
+            _ => rng.below(size + 10),
+        };
+        let (file, from) = match how {
+            0 => {
+                buffer.resize(buffer.len().next_multiple_of(4096), 0);
+                (&direct, from / 4096 * 4096)
+            }
+            _ => (&buffered, from),
+        };
+        let mut done = 0;
+        while done < buffer.len() {
+            match file.read_at(&mut buffer[done..], from + done as u64).unwrap() {
+                0 => break,
+                n => done += n,
+            }
+        }
+        at = from + done as u64;
+        let end = (from as usize + buffer.len()).min(truth.len());
+        let expected = truth.get(from as usize..end).unwrap_or_default();
+        assert!(buffer[..done] == *expected, "step {step} of seed {seed}: {} bytes from {from} (way {how})", buffer.len());
+    }
+}
+
+#[test]
+fn random_reads_give_what_was_stored() {
+    let me = "random_reads_give_what_was_stored";
+    if !can_mount(me) || !need(me, &["python3"]) {
+        return;
+    }
+    let world = World::new("mount");
+    Tree::new(510).without(DEEP).build(&world.src);
+    world.snapshot("tree", "--level 0 --frame-size 64KiB --part-size 1MiB").ok();
+    let mut prose = fs::read(world.src.join("large/prose")).unwrap();
+    for n in 0..40 {
+        let noise = Rng::new(n).noise(2000);
+        let from = n as usize * 230_011;
+        prose[from..from + noise.len()].copy_from_slice(&noise);
+    }
+    fs::write(world.src.join("large/prose"), prose).unwrap();
+    world.snapshot("tree", "--level 1 --frame-size 64KiB --part-size 1MiB").ok();
+    let mount = Mount::new(&world, "mnt", "--cache-size 16MiB tree/2");
+    let names = ["large/prose", "large/noise", "sparse/middle", "sparse/many-holes", "sparse/all-hole", "plain/size-65536"];
+    std::thread::scope(|scope| {
+        for (n, name) in names.iter().cycle().take(18).enumerate() {
+            let (mount, world) = (&mount, &world);
+            scope.spawn(move || {
+                let truth = fs::read(world.src.join(name)).unwrap();
+                read_randomly(&mount.path(name), &truth, 900 + n as u64, 150);
+            });
+        }
+    });
+    // Through a mapping, too.
+    let script = "import mmap, sys
+for name in sys.argv[3:]:
+    with open(sys.argv[1] + '/' + name, 'rb') as a, open(sys.argv[2] + '/' + name, 'rb') as b:
+        with mmap.mmap(a.fileno(), 0, prot=mmap.PROT_READ) as m:
+            want = b.read()
+            assert len(m) == len(want)
+            for at in list(range(len(want) - 1, 0, -70001)) + [0]:
+                assert m[at:at + 5000] == want[at:at + 5000], (name, at)
+            assert m[:] == want, name";
+    let file = world.path("map.py");
+    fs::write(&file, script).unwrap();
+    let mut args: Vec<&Path> = vec![&file, &mount.at, &world.src];
+    args.extend(names.iter().map(Path::new));
+    shell_ok(r#"python3 "$@""#, &args);
+    assert_eq!(mount.count("faults"), 0);
+    mount.end().ok();
+}
+
+/// Runs of data as the file system tells them.
+fn data_runs(path: &Path) -> Vec<(u64, u64)> {
+    let file = File::open(path).unwrap();
+    let (mut runs, mut at) = (Vec::new(), 0);
+    while let Ok(from) = seek(&file, SeekFrom::Data(at)) {
+        let to = seek(&file, SeekFrom::Hole(from)).unwrap();
+        assert!(to > from, "an empty run at {from}");
+        runs.push((from, to));
+        at = to;
+    }
+    runs
+}
+
+#[test]
+fn holes_are_where_they_were() {
+    if !can_mount("holes_are_where_they_were") {
+        return;
+    }
+    let world = World::new("mount");
+    Tree::new(511).without(DEEP).build(&world.src);
+    world.snapshot("tree", "").ok();
+    let mount = Mount::new(&world, "mnt", "tree/1");
+    let mut with_holes = 0;
+    for path in crate::support::sorted(&world.src.join("sparse")) {
+        let shown = mount.path("sparse").join(path.file_name().unwrap());
+        let (there, here) = (data_runs(&path), data_runs(&shown));
+        assert_eq!(there, here, "{}", path.display());
+        let size = path.metadata().unwrap().len();
+        let data: u64 = there.iter().map(|(from, to)| to - from).sum();
+        let blocks = shown.metadata().unwrap().blocks();
+        assert!(blocks * 512 >= data && blocks * 512 <= data + 512 * (there.len() as u64 + 1), "{}", path.display());
+        with_holes += u64::from(data < size);
+        // Past the end there is nothing, and inside a hole data comes later or never.
+        let file = File::open(&shown).unwrap();
+        assert!(seek(&file, SeekFrom::Data(size)).is_err() && seek(&file, SeekFrom::Hole(size + 1)).is_err());
+    }
+    assert!(with_holes >= 7);
+}
+
+#[test]
+fn what_was_asked_once_is_not_asked_again() {
+    let me = "what_was_asked_once_is_not_asked_again";
+    if !can_mount(me) || !need(me, &["find", "tar"]) {
+        return;
+    }
+    let world = World::new("mount");
+    Tree::new(512).without(DEEP).build(&world.src);
+    let entries = crate::support::inventory::inventory(&world.src).len() as u64;
+    world.snapshot("tree", "").ok();
+    let mount = Mount::new(&world, "mnt", "tree/1");
+    let asked = |what: &[&str]| -> Vec<u64> { what.iter().map(|what| mount.count(what)).collect() };
+    let find = || drop(shell_ok(r#"find "$1" -printf '%s %m %u %p\n' >/dev/null"#, &[&mount.at]));
+    find();
+    // The first time, lists tell all: no entry is looked up by itself.
+    assert!(mount.count("lookup") <= 2 && mount.count("getattr") <= 5, "{:?}", asked(&["lookup", "getattr"]));
+    assert!(mount.count("readdir") < entries, "{} lists of {entries} entries", mount.count("readdir"));
+    let before = asked(&["lookup", "getattr", "readdir", "opendir"]);
+    find();
+    assert_eq!(asked(&["lookup", "getattr", "readdir", "opendir"]), before, "a second find");
+    let cat = || drop(shell_ok(r#"cat "$1" "$2" >/dev/null"#, &[&mount.path("large/prose"), &mount.path("plain/size-1")]));
+    cat();
+    let before = asked(&["read", "open", "lookup", "getattr"]);
+    assert!(before[0] > 0 && before[1] <= 1, "{before:?}");
+    cat();
+    assert_eq!(asked(&["read", "open", "lookup", "getattr"]), before, "a second cat");
+    // Each frame was fetched once.
+    let tar = || drop(shell_ok(r#"tar -C "$1" -cf - . | cat >/dev/null"#, &[&mount.at]));
+    tar();
+    let decoded = mount.count("decoded");
+    tar();
+    assert_eq!(mount.count("decoded"), decoded);
+    assert!(decoded <= 12, "{decoded} frames were fetched of about 8");
+}
+
+#[test]
+fn sixty_four_readers_stay_within_the_cache() {
+    if !can_mount("sixty_four_readers_stay_within_the_cache") {
+        return;
+    }
+    let world = World::new("mount");
+    let mut rng = Rng::new(513);
+    for n in 0..16 {
+        let mut content = rng.noise(500_000);
+        content.extend(rng.prose(12_000_000));
+        fs::write(world.src.join(format!("f{n}")), content).unwrap();
+    }
+    world.snapshot("tree", "--frame-size 1MiB").ok();
+    let mount = Mount::new(&world, "mnt", "--cache-size 32MiB tree/1");
+    std::thread::scope(|scope| {
+        for n in 0..64u64 {
+            let (mount, world) = (&mount, &world);
+            scope.spawn(move || {
+                let name = format!("f{}", n % 16);
+                let truth = File::open(world.src.join(&name)).unwrap();
+                let shown = File::open(mount.path(&name)).unwrap();
+                let mut rng = Rng::new(n);
+                let (mut a, mut b) = (vec![0; 200_000], vec![0; 200_000]);
+                for step in 0..60 {
+                    let at = if n % 2 == 0 { step * 200_000 } else { rng.below(12_000_000) };
+                    shown.read_exact_at(&mut a, at).unwrap();
+                    truth.read_exact_at(&mut b, at).unwrap();
+                    assert!(a == b, "{name} at {at}");
+                }
+            });
+        }
+    });
+    let peak = mount.peak();
+    assert!(peak <= (64 + 32) << 10, "{peak} KiB for a cache of 32 MiB");
+    mount.end().ok();
+}
+
+#[test]
+fn memory_does_not_grow_with_the_tree() {
+    let me = "memory_does_not_grow_with_the_tree";
+    if !can_mount(me) || !need(me, &["find"]) {
+        return;
+    }
+    let mut peaks = Vec::new();
+    for count in [2_000u32, 60_000] {
+        let world = World::new("mount");
+        for n in 0..count {
+            let dir = world.src.join(format!("d{}", n / 300));
+            if n % 300 == 0 {
+                fs::create_dir(&dir).unwrap();
+            }
+            fs::write(dir.join(format!("a-file-with-a-usual-name-{n}")), n.to_le_bytes()).unwrap();
+        }
+        world.snapshot("tree", "").ok();
+        let mount = Mount::new(&world, "mnt", "--cache-size 16MiB tree/1");
+        shell_ok(r#"find "$1" -printf '%s %m\n' | wc -l"#, &[&mount.at]);
+        shell_ok(r#"tar -C "$1" -cf - . | cat >/dev/null"#, &[&mount.at]);
+        peaks.push(mount.peak());
+        mount.end().ok();
+    }
+    assert!(peaks[1] <= (64 + 16) << 10, "{peaks:?} KiB");
+}
