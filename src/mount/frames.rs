@@ -298,4 +298,3 @@ impl Shared {
         waiters.into_iter().for_each(|waiter| waiter(plain.clone()));
     }
 }
-
