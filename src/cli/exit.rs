@@ -11,28 +11,14 @@ pub fn code(out: &Output, result: Result<Ended>) -> ExitCode {
         Ok(Ended::Done) => 0,
         Ok(Ended::Incomplete) => 3,
         Ok(Ended::Faults) => 8,
+        Ok(Ended::Code(number)) => number,
         // The reader of our output has seen enough.
         Err(e) if e.kind() == Kind::BrokenPipe => 0,
         Err(e) => {
-            let number = of(e.kind());
+            let number = e.kind().exit_code();
             out.error(&e, number);
             number
         }
     };
     ExitCode::from(number)
-}
-
-fn of(kind: Kind) -> u8 {
-    match kind {
-        Kind::Other => 1,
-        Kind::Usage => 2,
-        Kind::Incomplete => 3,
-        Kind::Volume => 4,
-        Kind::Lost => 6,
-        Kind::Step => 7,
-        Kind::Integrity => 8,
-        Kind::NoSpace => 9,
-        Kind::Signal(n) => u8::try_from(n).ok().and_then(|n| n.checked_add(128)).unwrap_or(1),
-        Kind::BrokenPipe => 0,
-    }
 }

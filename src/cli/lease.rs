@@ -3,11 +3,9 @@
 use super::{Context, Ended};
 use crate::{
     clock::System,
-    config::{
-        meaning,
-        typed::{LeaseCommand, LeaseReleaseArgs},
-    },
+    config::typed::{LeaseCommand, LeaseReleaseArgs},
     error::Result,
+    model::ids::Name,
     ops::lease,
 };
 
@@ -19,12 +17,18 @@ pub fn run(context: &Context<'_>, command: &LeaseCommand) -> Result<Ended> {
 }
 
 fn list(context: &Context<'_>, job: Option<&str>) -> Result<Ended> {
-    let job = job.map(str::parse).transpose()?;
-    for row in lease::list(&context.volume_itself()?, job.as_ref())? {
-        if context.out.is_json() {
-            context.out.object("lease", &row)?;
-            continue;
-        }
+    let job: Option<Name> = job.map(str::parse).transpose()?;
+    let volume = match &job {
+        Some(job) => context.volume_itself_of(job)?,
+        None => context.volume_itself()?,
+    };
+    let rows = lease::list(&volume, job.as_ref())?;
+    if context.out.is_json() {
+        rows.iter().try_for_each(|row| context.out.object("lease", row))?;
+        context.out.object("result", &serde_json::json!({ "leases": rows.len() }))?;
+        return Ok(Ended::Done);
+    }
+    for row in rows {
         let process = row.pid.map_or_else(String::new, |pid| format!(" process {pid}"));
         let node = row.node.map_or_else(String::new, |node| format!("  node {node}{process}"));
         let at = row.written_at.map_or_else(String::new, |at| format!("  {at}"));
@@ -34,9 +38,10 @@ fn list(context: &Context<'_>, job: Option<&str>) -> Result<Ended> {
 }
 
 fn release(context: &Context<'_>, args: &LeaseReleaseArgs) -> Result<Ended> {
-    let (volume, job) = (context.volume_itself()?, args.job.parse()?);
+    let job: Name = args.job.parse()?;
+    let volume = context.volume_itself_of(&job)?;
     let progress = context.progress("lease release");
-    let node = meaning::node(args.node.as_ref());
+    let node = context.node(args.node.as_ref())?;
     let released = lease::release(&volume, &job, &node, args.yes, &System, &progress)?;
     drop(progress);
     if context.out.is_json() {

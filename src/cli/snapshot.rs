@@ -1,125 +1,56 @@
 //! `bk snapshot`
 
-use super::{Context, Ended, progress::show_time};
+use super::{Context, Ended, job, progress::show_time, run as shown};
 use crate::{
-    clock::{Clock, System},
+    clock::System,
     config::{meaning, typed::SnapshotArgs},
-    engine::write::pipeline,
-    error::{Error, Result},
-    model::{time::Lifetime, units::show_size},
-    ops::snapshot::{self, Input, Outcome, Planned, Request, Skipped},
-    plan::{
-        level::{self, Decision},
-        schedule::Schedule,
+    engine::cluster::gate::Open,
+    error::Result,
+    model::units::show_size,
+    ops::{
+        run::{self, Job, Work},
+        snapshot::{self, Guards, Outcome, Planned, Request},
     },
-    source::select::{Globs, Selection, parse_exclude_file},
+    plan::level::Decision,
 };
 
 pub fn run(context: &Context<'_>, args: &SnapshotArgs) -> Result<Ended> {
-    let request = request(context, args)?;
-    let (volume, local) = (context.volume_itself()?, context.local()?);
+    let asked = job::asked(context, args)?;
+    let request = asked.request(context, args)?;
+    let target = super::itself(asked.target(context, &request.job)?);
+    let free_bytes_min = target.expected.min_free.unwrap_or(0);
+    let guarded = |request: Request| Request { guards: Guards { free_bytes_min, ..request.guards }, ..request };
+    let in_role = |role: Option<&str>| match asked.in_role(context, args, role)? {
+        Some(asked) => asked.request(context, args).map(guarded),
+        None => Ok(guarded(request.clone())),
+    };
     if args.dry_run {
-        let planned = snapshot::plan(&volume, &request, &System)?;
+        let request = in_role(None)?;
+        let planned = snapshot::plan(&super::open(&target)?, &request, &System)?;
         return show_plan(context, &request, &planned);
     }
+    let around = asked.around();
+    let job = Job {
+        name: &request.job,
+        node: &request.node,
+        gate: &around.gate,
+        steps: &around.steps,
+        max_hold: around.max_hold,
+        state_dir: &meaning::state_dir(args.state_dir.as_ref(), context.config()?.text.state_dir.as_ref())?,
+    };
+    let open = || {
+        let (volume, local) = (super::open(&target)?, super::local(&target)?);
+        let (at, level) = (&volume.shown, request.level.as_ref().map_or(0, |level| level.level));
+        let id = volume.file.id.as_str();
+        context.out.detail(&format!("job {} at level {level} on volume {id} at {at}", request.job));
+        Ok((volume, local))
+    };
+    let requested = |open: &Open| in_role(open.role.as_deref());
     let progress = context.progress("snapshot");
-    let ended = snapshot::run(&volume, local.as_ref(), &request, &System, &progress)?;
+    let report = run::run(&job, &Work { open: &open, request: &requested }, &System, &progress);
     let seconds = progress.elapsed().as_secs_f64();
     drop(progress);
-    let outcome = match ended {
-        snapshot::Ended::Taken(outcome) => outcome,
-        snapshot::Ended::Skipped(skipped) => return show_skipped(context, &skipped),
-    };
-    if context.out.is_json() {
-        #[derive(serde::Serialize)]
-        struct Timed<'a> {
-            #[serde(flatten)]
-            outcome: &'a Outcome,
-            seconds: f64,
-        }
-        context.out.object("result", &Timed { outcome: &outcome, seconds })?;
-    } else {
-        summary(context, &outcome, seconds);
-    }
-    Ok(if outcome.totals.incomplete > 0 { Ended::Incomplete } else { Ended::Done })
-}
-
-/// A run that was not needed: exit 0.
-fn show_skipped(context: &Context<'_>, skipped: &Skipped) -> Result<Ended> {
-    if context.out.is_json() {
-        context.out.object("result", skipped)?;
-    } else {
-        context.out.say(&format!("{}: {}", skipped.outcome, skipped.why));
-    }
-    Ok(Ended::Done)
-}
-
-fn request(context: &Context<'_>, args: &SnapshotArgs) -> Result<Request> {
-    let job = meaning::job(args)?;
-    let storing = meaning::storing(args)?;
-    let mut patterns = args.exclude.clone();
-    for file in &args.exclude_file {
-        let text = std::fs::read_to_string(file).map_err(|e| {
-            Error::io(format!("cannot read {}", file.display()), e).with_kind(crate::error::Kind::Usage)
-        })?;
-        patterns.extend(parse_exclude_file(&text));
-    }
-    let streams = match (&args.stdin, args.run.is_empty()) {
-        (Some(name), _) => vec![(name.parse()?, Input::Stdin)],
-        (None, true) => Vec::new(),
-        (None, false) => {
-            let name = args.stream_name.as_ref().map_or_else(|| Ok(job.clone()), |name| name.parse())?;
-            vec![(name, Input::Command(args.run.clone()))]
-        }
-    };
-    Ok(Request {
-        node: meaning::node(args.node.as_ref()),
-        level: level(args)?,
-        min_interval: meaning::min_interval(args)?,
-        keep: args.expire.as_ref().filter(|text| !text.is_empty()).map(|text| text.parse::<Lifetime>()).transpose()?,
-        base: args.directory.clone(),
-        sources: args.paths.clone(),
-        selection: Selection {
-            exclude: Globs::new(&patterns)?,
-            exclude_caches: args.exclude_caches,
-            exclude_if_present: args.exclude_if_present.clone(),
-            one_file_system: args.one_file_system,
-        },
-        patterns,
-        streams,
-        pipeline: pipeline::Settings {
-            threads: meaning::threads(context.global)?,
-            codec: storing.codec,
-            frame_len: storing.frame_len,
-            verify_all: args.verify_write,
-        },
-        part_len: storing.part_len,
-        ignore_inode: args.ignore_inode,
-        job,
-    })
-}
-
-/// The level that is wanted: as typed, or by the schedule for this day in this node's time zone.
-fn level(args: &SnapshotArgs) -> Result<Option<level::Request>> {
-    let levels = args.levels.as_ref().filter(|text| !text.trim().is_empty());
-    let schedule = levels.map(|text| text.parse::<Schedule>()).transpose()?;
-    let (level, because) = match (args.level.as_deref(), schedule) {
-        (None, None) => (0, None),
-        (None | Some("auto"), Some(schedule)) => {
-            let zone = jiff::tz::TimeZone::try_system().unwrap_or(jiff::tz::TimeZone::UTC);
-            let now = System.now()?.0.to_zoned(zone);
-            let (level, clause) = schedule.on(now.date());
-            (level, Some(format!("`{clause}` on {}", now.strftime("%A %Y-%m-%d, %Q"))))
-        }
-        (Some("auto"), None) => {
-            return Err(Error::usage("--level auto has no schedule").with_hint("--levels '0 on sun, 1 otherwise'"));
-        }
-        (Some(text), _) => match text.parse::<u8>() {
-            Ok(level @ 0..=9) => (level, None),
-            _ => return Err(Error::usage(format!("--level {text} is not 0 to 9 or auto"))),
-        },
-    };
-    Ok(Some(level::Request { level, because, no_promote: args.no_promote, strict_base: args.strict_base }))
+    shown::show(context, &report, seconds, |outcome| summary(context, outcome, seconds))
 }
 
 /// `--dry-run`: what would be taken and why.

@@ -192,12 +192,6 @@ impl Frames {
         drop(flights);
         self.shared.news.notify_one();
     }
-
-    /// Bytes of decoded frames kept.
-    #[cfg(test)]
-    pub fn kept(&self) -> u64 {
-        self.shared.cache.weight()
-    }
 }
 
 impl Drop for Frames {

@@ -9,6 +9,8 @@ pub mod lease;
 pub mod list;
 pub mod ls;
 pub mod mount;
+pub mod recover;
 pub mod restore;
+pub mod run;
 pub mod snapshot;
 pub mod verify;

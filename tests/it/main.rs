@@ -13,13 +13,17 @@
     reason = "a test says what is wrong by stopping there"
 )]
 
+mod ahead;
 mod bits;
 mod cli;
+mod config;
 mod corpus;
 mod crash;
 mod damage;
+mod devices;
 mod expiry;
 mod floors;
+mod gates;
 mod golden;
 mod harness;
 mod history;
@@ -27,6 +31,7 @@ mod hostile;
 mod increments;
 mod interop;
 mod kernel;
+mod lease;
 mod medium;
 mod memory;
 mod model;
@@ -37,8 +42,11 @@ mod power;
 mod racing;
 mod reference;
 mod roundtrip;
+mod run;
 mod s3;
+mod s3_access;
 mod s3_faults;
+mod s3_signals;
 mod space;
 mod stock;
 mod streams;

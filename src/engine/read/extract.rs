@@ -18,6 +18,7 @@ use rustix::{
 use serde::Serialize;
 
 use super::{
+    ahead::Told,
     chain::{Chain, Located, Source},
     content,
     index::Row,
@@ -121,6 +122,8 @@ struct Pass<'a> {
     parent: Option<(Vec<u8>, OwnedFd)>,
     /// Directories that were there before.
     existed: HashSet<Vec<u8>>,
+    /// Those among them that a restore made which did not end.
+    half_made: HashSet<Vec<u8>>,
     /// Directories that could not be made.
     blocked: HashSet<Vec<u8>>,
     /// Directories made only because something taken lies below them.
@@ -138,14 +141,16 @@ enum Decision {
 impl<'a> Pass<'a> {
     fn new(shared: &'a Shared<'a>, options: &'a Options) -> Self {
         let (existed, blocked, implied) = (HashSet::new(), HashSet::new(), HashSet::new());
-        Self { shared, options, parent: None, existed, blocked, implied, has_links: false }
+        let half_made = HashSet::new();
+        Self { shared, options, parent: None, existed, half_made, blocked, implied, has_links: false }
     }
 
     /// Makes directories and small things, and feeds files to the workers.
     fn contents(&mut self, batches: Sender<Batch>) -> Result<()> {
         let (chain, options) = (self.shared.chain, self.options);
         let slots = (0..chain.runs().len() * 2).map(|_| Slot::default()).collect();
-        let mut feeder = Feeder { shared: self.shared, batches, slots };
+        let told = Told::new(chain.runs(), 1);
+        let mut feeder = Feeder { shared: self.shared, batches, slots, told };
         for row in rows(chain, &options.taken) {
             content::check_interrupted(self.shared.monitor)?;
             if self.shared.stopped() {
@@ -243,6 +248,9 @@ impl<'a> Pass<'a> {
         match found.map(|stat| FileType::from_raw_mode(stat.st_mode)) {
             Some(FileType::Directory) => {
                 if !self.implied.contains(&entry.path) {
+                    if found.is_some_and(|stat| target::is_half_made(stat.st_mode)) {
+                        self.half_made.insert(entry.path.clone());
+                    }
                     self.existed.insert(entry.path.clone());
                     self.shared.target.sweep(&entry.path);
                 }
@@ -452,7 +460,9 @@ impl<'a> Pass<'a> {
                 content::check_interrupted(self.shared.monitor)?;
                 // What cannot be read was told by the first pass.
                 let Ok(Row { entry, .. }) = row else { continue };
-                let untouched = self.options.overwrite == Overwrite::Never && self.existed.contains(&entry.path);
+                let untouched = self.options.overwrite == Overwrite::Never
+                    && self.existed.contains(&entry.path)
+                    && !self.half_made.contains(&entry.path);
                 if entry.is_dir() && taken.wants(&entry.path, true) && !untouched {
                     self.directory_metadata(&entry);
                 }
@@ -547,6 +557,7 @@ struct Feeder<'a> {
     shared: &'a Shared<'a>,
     batches: Sender<Batch>,
     slots: Vec<Slot>,
+    told: Told<'a, Batch>,
 }
 
 /// A frame, and the work in it so far.
@@ -603,13 +614,21 @@ impl Feeder<'_> {
     fn flush(&mut self, n: usize) {
         let Slot { frame, work } = std::mem::take(&mut self.slots[n]);
         if let Some(frame) = frame.filter(|_| !work.is_empty()) {
-            // The workers outlive the sender.
-            let _ = self.batches.send(Batch { run: n / 2, own: n % 2 == 1, frame, work });
+            self.told.put(Batch { run: n / 2, own: n % 2 == 1, frame, work });
+            while !self.told.has_room() {
+                self.send();
+            }
         }
+    }
+
+    fn send(&mut self) -> bool {
+        // The workers outlive the sender.
+        self.told.take().map(|batch| self.batches.send(batch)).is_some()
     }
 
     fn finish(mut self) {
         (0..self.slots.len()).for_each(|n| self.flush(n));
+        while self.send() {}
     }
 }
 

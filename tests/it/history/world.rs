@@ -17,6 +17,7 @@ use bk::model::time::Instant;
 use bk::monitor::Silent;
 use bk::ops::{cat, diff, expire, keep, list, restore, snapshot, verify};
 use bk::plan::level;
+use bk::source::command::CommandLine;
 use bk::source::select::{Globs, Selection};
 use bk::volume::{Volume, create_on, local::LocalStore, memory::MemoryStore};
 
@@ -283,7 +284,8 @@ impl World {
 
     fn request(&self, job: usize, level: level::Request, shape: Shape, keep: Option<&str>) -> snapshot::Request {
         let patterns: Vec<String> = if self.skip[job] { vec![SKIPPED.to_owned()] } else { Vec::new() };
-        let input = snapshot::Input::Command(vec!["cat".into(), self.dir.path().join("stream").into()]);
+        let argv = vec!["cat".into(), self.dir.path().join("stream").into()];
+        let input = snapshot::Input::Command(CommandLine { argv, ..CommandLine::default() });
         snapshot::Request {
             job: JOBS[job].parse().unwrap(),
             node: "node".to_owned(),
@@ -299,6 +301,7 @@ impl World {
             level: Some(level),
             min_interval: None,
             keep: keep.map(|text| text.parse().unwrap()),
+            keep_promoted: None,
             streams: self.has_stream[job].then(|| (STREAM.parse().unwrap(), input)).into_iter().collect(),
             pipeline: pipeline::Settings {
                 threads: shape.threads,
@@ -308,6 +311,8 @@ impl World {
             },
             part_len: shape.part_len,
             ignore_inode: shape.ignore_inode,
+            guards: snapshot::Guards::default(),
+            values: std::collections::BTreeMap::new(),
         }
     }
 
