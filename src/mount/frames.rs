@@ -292,4 +292,3 @@ impl Shared {
         waiters.into_iter().for_each(|waiter| waiter(plain.clone()));
     }
 }
-

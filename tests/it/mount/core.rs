@@ -222,7 +222,9 @@ fn a_frame_is_decoded_once_for_all_who_wait() {
     let (done, answers) = mpsc::channel();
     for n in 0..50u64 {
         let done = done.clone();
-        core.read(node, n * 1000, 1000, move |answer| done.send(answer.map(|data| data.bytes().len()).unwrap()).unwrap());
+        core.read(node, n * 1000, 1000, move |answer| {
+            done.send(answer.map(|data| data.bytes().len()).unwrap()).unwrap()
+        });
     }
     // While they wait, what is known is told at once.
     assert_eq!(core.attr(node).unwrap().size, 100_000);
@@ -292,7 +294,11 @@ fn hostile_volumes_harm_no_file_system() {
         }
         let _ = seq;
         faults += said.0.lock().unwrap().len();
-        assert!(said.0.lock().unwrap().iter().all(|text| !text.contains("panic")), "{name}: {:?}", said.0.lock().unwrap());
+        assert!(
+            said.0.lock().unwrap().iter().all(|text| !text.contains("panic")),
+            "{name}: {:?}",
+            said.0.lock().unwrap()
+        );
         // Numbers nobody gave out.
         for number in [0, 2, 1 << 36, 10 << 36 | 5 << 40, u64::MAX] {
             assert!(core.attr(Node(number)).is_err() && list(&core, Node(number)).is_err());

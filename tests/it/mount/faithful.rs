@@ -184,7 +184,8 @@ fn every_level_of_a_chain_of_ten_is_whole() {
         states.push(inventory(&world.src));
     }
     let all = Mount::new(&world, "all", "");
-    let dirs: Vec<String> = crate::support::sorted(&all.path("tree")).iter().map(|p| crate::support::name_of(p)).collect();
+    let dirs: Vec<String> =
+        crate::support::sorted(&all.path("tree")).iter().map(|p| crate::support::name_of(p)).collect();
     assert_eq!(dirs.len(), 11, "{dirs:?}");
     for (n, state) in states.iter().enumerate() {
         let name = dirs.iter().find(|name| name.starts_with(&format!("{}-L{n}-", n + 1))).unwrap();
@@ -238,7 +239,8 @@ fn streams_are_files_of_their_size() {
     // With a tree beside them they have a directory whose name the tree has not.
     fs::create_dir(world.src.join(".bk-streams")).unwrap();
     fs::write(world.src.join(".bk-streams/own"), "of the tree").unwrap();
-    let ran = world.bk("snapshot --job both --stdin dump").small().stdin("dumped").arg("-C").arg(&world.src).arg(".").run();
+    let ran =
+        world.bk("snapshot --job both --stdin dump").small().stdin("dumped").arg("-C").arg(&world.src).arg(".").run();
     if ran.code() == exit::USAGE {
         skip("streams_are_files_of_their_size (a tree and a stream together)", "snapshot takes one or the other");
         return;

@@ -7,10 +7,10 @@ use std::path::Path;
 use rustix::fs::{SeekFrom, seek};
 
 use super::{Mount, can_mount};
+use crate::support::World;
 use crate::support::rng::Rng;
 use crate::support::tools::{need, shell_ok};
 use crate::support::tree::{DEEP, Tree};
-use crate::support::World;
 
 const O_DIRECT: i32 = 0o40000;
 
@@ -48,7 +48,11 @@ fn read_randomly(shown: &Path, truth: &[u8], seed: u64, steps: u64) {
         at = from + done as u64;
         let end = (from as usize + buffer.len()).min(truth.len());
         let expected = truth.get(from as usize..end).unwrap_or_default();
-        assert!(buffer[..done] == *expected, "step {step} of seed {seed}: {} bytes from {from} (way {how})", buffer.len());
+        assert!(
+            buffer[..done] == *expected,
+            "step {step} of seed {seed}: {} bytes from {from} (way {how})",
+            buffer.len()
+        );
     }
 }
 
@@ -70,7 +74,8 @@ fn random_reads_give_what_was_stored() {
     fs::write(world.src.join("large/prose"), prose).unwrap();
     world.snapshot("tree", "--level 1 --frame-size 64KiB --part-size 1MiB").ok();
     let mount = Mount::new(&world, "mnt", "--cache-size 16MiB tree/2");
-    let names = ["large/prose", "large/noise", "sparse/middle", "sparse/many-holes", "sparse/all-hole", "plain/size-65536"];
+    let names =
+        ["large/prose", "large/noise", "sparse/middle", "sparse/many-holes", "sparse/all-hole", "plain/size-65536"];
     std::thread::scope(|scope| {
         for (n, name) in names.iter().cycle().take(18).enumerate() {
             let (mount, world) = (&mount, &world);
@@ -158,7 +163,8 @@ fn what_was_asked_once_is_not_asked_again() {
     let before = asked(&["lookup", "getattr", "readdir", "opendir"]);
     find();
     assert_eq!(asked(&["lookup", "getattr", "readdir", "opendir"]), before, "a second find");
-    let cat = || drop(shell_ok(r#"cat "$1" "$2" >/dev/null"#, &[&mount.path("large/prose"), &mount.path("plain/size-1")]));
+    let cat =
+        || drop(shell_ok(r#"cat "$1" "$2" >/dev/null"#, &[&mount.path("large/prose"), &mount.path("plain/size-1")]));
     cat();
     let before = asked(&["read", "open", "lookup", "getattr"]);
     assert!(before[0] > 0 && before[1] <= 1, "{before:?}");
