@@ -11,6 +11,7 @@ pub fn code(out: &Output, result: Result<Ended>) -> ExitCode {
         Ok(Ended::Done) => 0,
         Ok(Ended::Incomplete) => 3,
         Ok(Ended::Faults) => 8,
+        Ok(Ended::But(kind)) => of(kind),
         // The reader of our output has seen enough.
         Err(e) if e.kind() == Kind::BrokenPipe => 0,
         Err(e) => {
@@ -20,6 +21,22 @@ pub fn code(out: &Output, result: Result<Ended>) -> ExitCode {
         }
     };
     ExitCode::from(number)
+}
+
+/// Of two failures the one that counts: 8 > 9 > 4 > 7 > 6 > 5 > 3, a signal before all, anything else after.
+pub fn worse(a: Kind, b: Kind) -> Kind {
+    let rank = |kind: Kind| match kind {
+        Kind::Signal(_) => 9,
+        Kind::Integrity => 8,
+        Kind::NoSpace => 7,
+        Kind::Volume => 6,
+        Kind::Step => 5,
+        Kind::Lost => 4,
+        Kind::Incomplete => 2,
+        Kind::Other | Kind::Usage => 1,
+        Kind::BrokenPipe => 0,
+    };
+    if rank(b) > rank(a) { b } else { a }
 }
 
 fn of(kind: Kind) -> u8 {

@@ -2,6 +2,7 @@
 
 mod browse;
 mod check;
+mod copy;
 mod exit;
 mod expire;
 mod list;
@@ -13,7 +14,7 @@ mod signals;
 mod snapshot;
 mod volume;
 
-use std::process::ExitCode;
+use std::{path::Path, process::ExitCode};
 
 use clap::Parser;
 
@@ -22,7 +23,7 @@ use crate::{
         meaning,
         typed::{Cli, Command, Global},
     },
-    error::Result,
+    error::{Kind, Result},
     model::place::{Access, Place},
     volume::{Volume, local::LocalStore},
 };
@@ -46,6 +47,8 @@ enum Ended {
     Incomplete,
     /// Faults were found in what is stored: exit 8.
     Faults,
+    /// Done, but what was to be done after it failed, and that was said: the exit code of this.
+    But(Kind),
 }
 
 fn run(cli: &Cli, out: &Output, signals: &signals::Signals) -> Result<Ended> {
@@ -63,6 +66,7 @@ fn run(cli: &Cli, out: &Output, signals: &signals::Signals) -> Result<Ended> {
         Command::Hold(args) => expire::hold(&context, args),
         Command::Release(args) => expire::release(&context, args),
         Command::Why(args) => expire::why(&context, args),
+        Command::Copy(args) => copy::run(&context, args),
         Command::Volume(command) => volume::run(&context, command),
         Command::Completions { shell } => shell::completions(*shell),
         Command::Man { dir } => shell::man(dir),
@@ -90,6 +94,12 @@ impl Context<'_> {
     fn volume_itself(&self) -> Result<Volume> {
         let access = Access { no_cache: true, ..meaning::access(self.global) };
         crate::volume::open(&meaning::volume(self.global)?, &access)
+    }
+
+    /// Another volume, to be added to.
+    fn other(&self, place: &Path) -> Result<Volume> {
+        let access = Access { no_cache: true, ..meaning::access(self.global) };
+        crate::volume::open(&Place::parse(place.to_owned())?, &access)
     }
 
     /// The volume's directory, when it is one.

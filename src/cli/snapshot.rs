@@ -1,6 +1,6 @@
 //! `bk snapshot`
 
-use super::{Context, Ended, progress::show_time};
+use super::{Context, Ended, copy, progress::show_time};
 use crate::{
     clock::{Clock, System},
     config::{meaning, typed::SnapshotArgs},
@@ -17,6 +17,7 @@ use crate::{
 
 pub fn run(context: &Context<'_>, args: &SnapshotArgs) -> Result<Ended> {
     let request = request(context, args)?;
+    let after = copy::After::new(context, args)?;
     let (volume, local) = (context.volume_itself()?, context.local()?);
     if args.dry_run {
         let planned = snapshot::plan(&volume, &request, &System)?;
@@ -26,18 +27,22 @@ pub fn run(context: &Context<'_>, args: &SnapshotArgs) -> Result<Ended> {
     let outcome = snapshot::run(&volume, local.as_ref(), &request, &System, &progress)?;
     let seconds = progress.elapsed().as_secs_f64();
     drop(progress);
+    let copies = after.run(context, &volume, &outcome.snapshot)?;
     if context.out.is_json() {
         #[derive(serde::Serialize)]
         struct Timed<'a> {
             #[serde(flatten)]
             outcome: &'a Outcome,
             seconds: f64,
+            #[serde(skip_serializing_if = "<[_]>::is_empty")]
+            copies: &'a [copy::Copied],
         }
-        context.out.object("result", &Timed { outcome: &outcome, seconds })?;
+        context.out.object("result", &Timed { outcome: &outcome, seconds, copies: &copies })?;
     } else {
         summary(context, &outcome, seconds);
     }
-    Ok(if outcome.totals.incomplete > 0 { Ended::Incomplete } else { Ended::Done })
+    let ended = if outcome.totals.incomplete > 0 { Ended::Incomplete } else { Ended::Done };
+    Ok(copy::told(context, &copies, ended))
 }
 
 fn request(context: &Context<'_>, args: &SnapshotArgs) -> Result<Request> {

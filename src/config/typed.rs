@@ -80,6 +80,8 @@ pub enum Command {
     Release(ReleaseArgs),
     /// Tell why a snapshot is still there, or no more
     Why(WhyArgs),
+    /// Copy snapshots, with all they need, to another volume
+    Copy(CopyArgs),
     /// Make or describe a volume
     #[command(subcommand)]
     Volume(VolumeCommand),
@@ -163,6 +165,12 @@ pub struct SnapshotArgs {
     /// How long to keep it: `4w`, `1w 3d`, `6mo`, `never` (default: never ending)
     #[arg(long, value_name = "TIME", env = "BK_EXPIRE")]
     pub expire: Option<String>,
+    /// Copy it to this volume at once; may be given several times. A copy that fails does not undo the snapshot
+    #[arg(long, value_name = "DIR|URL")]
+    pub copy_to: Vec<PathBuf>,
+    /// How long to keep the copies (default: as long as the snapshot)
+    #[arg(long, value_name = "TIME", requires = "copy_to")]
+    pub copy_expire: Option<String>,
     /// Show level, base and expiry, and stop there
     #[arg(long, short = 'n')]
     pub dry_run: bool,
@@ -172,6 +180,26 @@ pub struct SnapshotArgs {
     /// This node's name in the record (default: the host's name)
     #[arg(long, env = "BK_NODE", value_name = "NAME")]
     pub node: Option<String>,
+}
+
+/// `bk copy`
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  bk copy home/latest --to /mnt/second\n  bk copy home --to s3://bucket/bk --expire 6mo\nA snapshot goes with its chain; what is there already is not copied again. A copy that was stopped goes on where it was."
+)]
+pub struct CopyArgs {
+    /// Snapshots; or jobs, of which all snapshots go that were never copied there
+    #[arg(required = true, value_name = "SNAPSHOT|JOB")]
+    pub what: Vec<String>,
+    /// The volume they go to
+    #[arg(long, value_name = "DIR|URL")]
+    pub to: PathBuf,
+    /// How long to keep them there, from now on: `4w`, `never` (default: until the same time as here)
+    #[arg(long, value_name = "TIME")]
+    pub expire: Option<String>,
+    /// The job they belong to there (default: the same)
+    #[arg(long, value_name = "NAME")]
+    pub r#as: Option<String>,
 }
 
 /// `bk list`

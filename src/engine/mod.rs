@@ -1,5 +1,6 @@
 //! The engine: how a snapshot is written and read.
 
 pub mod catalog;
+pub mod copy;
 pub mod read;
 pub mod write;

@@ -1,6 +1,7 @@
 //! One run book a verb: the steps in order, each named; nothing here prints.
 
 pub mod cat;
+pub mod copy;
 pub mod diff;
 pub mod expire;
 pub mod export;

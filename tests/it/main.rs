@@ -15,6 +15,7 @@
 
 mod bits;
 mod cli;
+mod copy;
 mod corpus;
 mod crash;
 mod damage;
