@@ -135,6 +135,7 @@ def main():
         ("increment, nothing changed / tar -g", "1.00", f"{inc} k --level 1", "tar -g snar1 -cf l1.tar inc", based, "cp snar snar1"),
         ("increment, 1 % edited / tar -g, zstd -T2 -3", "1.00", f"{inc} k --level 1", "tar -g snar1 -cf - inc | zstd -T2 -3 -q -f -o l1.zst", edited, "cp snar snar1"),
         ("increment, restore level 9 / the equal level 0", "1.30", f"{BK} restore -q --volume vi k/latest --target out", f"{BK} restore -q --volume vi f/latest --target out", f"{chained}; rm -rf out", "rm -rf out"),
+        ("increment, export level 1 / export level 0", "–", f"{BK} export -q --volume vi k/2 > l1.tar", f"{BK} export -q --volume vi k/1 > l0.tar", f"{edited}; [ -d vi/data/f ] || {inc} k --level 1; rm -f l1.tar", "rm -f l0.tar"),
         ("stream 1 GiB, 500 overwrites, level 1 / zstd -T2 -3", "–", f"{BK} snapshot -q --volume vd --job d --level 1 --stdin dump < d1", "zstd -T2 -3 -q -f -o peer.zst < d1", streamed, "rm -f peer.zst"),
         ("stream 1 GiB, 200 inserts, level 1 / zstd -T2 -3", "–", f"{BK} snapshot -q --volume vd --job d --level 1 --stdin dump < d2", "zstd -T2 -3 -q -f -o peer.zst < d2", streamed, "rm -f peer.zst"),
     ]

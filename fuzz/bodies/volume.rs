@@ -58,6 +58,7 @@ fn seed() -> &'static Seed {
             patterns: vec![],
             streams: vec![],
             level: Some(level::Request::default()),
+            min_interval: None,
             keep: None,
             pipeline: pipeline::Settings { threads: 1, codec: Codec::None, frame_len: 4096, verify_all: false },
             ignore_inode: false,

@@ -5,7 +5,9 @@ mod check;
 mod copy;
 mod exit;
 mod expire;
+mod lease;
 mod list;
+mod mount;
 mod output;
 mod progress;
 mod restore;
@@ -58,6 +60,8 @@ fn run(cli: &Cli, out: &Output, signals: &signals::Signals) -> Result<Ended> {
         Command::List(args) => list::run(&context, args),
         Command::Ls(args) => browse::ls(&context, args),
         Command::Cat(args) => browse::cat(&context, args),
+        Command::Mount(args) => mount::mount(&context, args),
+        Command::Umount(args) => mount::umount(&context, args),
         Command::Export(args) => browse::export(&context, args),
         Command::Diff(args) => browse::diff(&context, args),
         Command::Restore(args) => restore::run(&context, args),
@@ -67,6 +71,7 @@ fn run(cli: &Cli, out: &Output, signals: &signals::Signals) -> Result<Ended> {
         Command::Release(args) => expire::release(&context, args),
         Command::Why(args) => expire::why(&context, args),
         Command::Copy(args) => copy::run(&context, args),
+        Command::Lease(command) => lease::run(&context, command),
         Command::Volume(command) => volume::run(&context, command),
         Command::Completions { shell } => shell::completions(*shell),
         Command::Man { dir } => shell::man(dir),

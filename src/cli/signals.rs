@@ -13,6 +13,7 @@ use signal_hook::{
 use crate::error::{Error, Result};
 
 /// Which signal came, if any.
+#[derive(Clone)]
 pub struct Signals {
     seen: Arc<AtomicUsize>,
 }

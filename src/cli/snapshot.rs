@@ -7,7 +7,7 @@ use crate::{
     engine::write::pipeline,
     error::{Error, Result},
     model::{time::Lifetime, units::show_size},
-    ops::snapshot::{self, Input, Outcome, Planned, Request},
+    ops::snapshot::{self, Input, Outcome, Planned, Request, Skipped},
     plan::{
         level::{self, Decision},
         schedule::Schedule,
@@ -24,9 +24,13 @@ pub fn run(context: &Context<'_>, args: &SnapshotArgs) -> Result<Ended> {
         return show_plan(context, &request, &planned);
     }
     let progress = context.progress("snapshot");
-    let outcome = snapshot::run(&volume, local.as_ref(), &request, &System, &progress)?;
+    let ended = snapshot::run(&volume, local.as_ref(), &request, &System, &progress)?;
     let seconds = progress.elapsed().as_secs_f64();
     drop(progress);
+    let outcome = match ended {
+        snapshot::Ended::Taken(outcome) => outcome,
+        snapshot::Ended::Skipped(skipped) => return show_skipped(context, &skipped),
+    };
     let copies = after.run(context, &volume, &outcome.snapshot)?;
     if context.out.is_json() {
         #[derive(serde::Serialize)]
@@ -43,6 +47,16 @@ pub fn run(context: &Context<'_>, args: &SnapshotArgs) -> Result<Ended> {
     }
     let ended = if outcome.totals.incomplete > 0 { Ended::Incomplete } else { Ended::Done };
     Ok(copy::told(context, &copies, ended))
+}
+
+/// A run that was not needed: exit 0.
+fn show_skipped(context: &Context<'_>, skipped: &Skipped) -> Result<Ended> {
+    if context.out.is_json() {
+        context.out.object("result", skipped)?;
+    } else {
+        context.out.say(&format!("{}: {}", skipped.outcome, skipped.why));
+    }
+    Ok(Ended::Done)
 }
 
 fn request(context: &Context<'_>, args: &SnapshotArgs) -> Result<Request> {
@@ -66,6 +80,7 @@ fn request(context: &Context<'_>, args: &SnapshotArgs) -> Result<Request> {
     Ok(Request {
         node: meaning::node(args.node.as_ref()),
         level: level(args)?,
+        min_interval: meaning::min_interval(args)?,
         keep: args.expire.as_ref().filter(|text| !text.is_empty()).map(|text| text.parse::<Lifetime>()).transpose()?,
         base: args.directory.clone(),
         sources: args.paths.clone(),

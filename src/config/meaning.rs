@@ -7,6 +7,7 @@ use crate::{
     model::{
         ids::Name,
         place::{Access, Place},
+        time::Lifetime,
         units::parse_size,
     },
 };
@@ -14,6 +15,9 @@ use crate::{
 /// Parts are at least and at most this long, stored bytes.
 const PART_LEN_MIN: u64 = 16 << 20;
 const PART_LEN_MAX: u64 = 1 << 30;
+/// Decoded content a mount keeps: a few frames at least.
+const CACHE_LEN_MIN: u64 = 16 << 20;
+const CACHE_LEN_DEFAULT: u64 = 256 << 20;
 /// More workers than this are refused.
 const THREAD_COUNT_MAX: usize = 256;
 /// In tests small frames and parts make small volumes that still have many of them.
@@ -68,6 +72,15 @@ pub fn job(args: &SnapshotArgs) -> Result<Name> {
     }
 }
 
+/// The interval within which a job has one snapshot.
+pub fn min_interval(args: &SnapshotArgs) -> Result<Option<Lifetime>> {
+    let Some(text) = args.min_interval.as_ref().filter(|text| !text.is_empty()) else { return Ok(None) };
+    match text.parse().map_err(|e: Error| e.context("--min-interval"))? {
+        Lifetime::Never => Err(Error::usage("--min-interval never: no snapshot would ever be taken")),
+        interval => Ok(Some(interval)),
+    }
+}
+
 /// Codec, frames and parts.
 pub fn storing(args: &SnapshotArgs) -> Result<Storing> {
     let small = std::env::var_os("BK_TEST_SMALL").is_some();
@@ -86,6 +99,19 @@ pub fn storing(args: &SnapshotArgs) -> Result<Storing> {
     }
     let frame_len = usize::try_from(frame_len).map_err(|_| Error::usage("--frame-size is too large"))?;
     Ok(Storing { codec: args.compression.parse()?, frame_len, part_len })
+}
+
+/// Bytes of decoded content a mount keeps: as asked for, or a tenth of the memory, at most 256 MiB.
+pub fn cache_len(typed: Option<&String>) -> Result<u64> {
+    let info = rustix::system::sysinfo();
+    let memory = u64::from(info.mem_unit).saturating_mul(info.totalram);
+    match typed {
+        None => Ok((memory / 10).clamp(CACHE_LEN_MIN, CACHE_LEN_DEFAULT)),
+        Some(text) => match parse_size(text)? {
+            len @ CACHE_LEN_MIN.. => Ok(len),
+            _ => Err(Error::usage(format!("--cache-size {text} is less than 16MiB"))),
+        },
+    }
 }
 
 /// This node's name: as given, or the host's.

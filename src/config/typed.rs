@@ -66,6 +66,10 @@ pub enum Command {
     Cat(CatArgs),
     /// Restore a snapshot, or parts of it
     Restore(RestoreArgs),
+    /// Show snapshots as a file system
+    Mount(MountArgs),
+    /// Unmount what `bk mount` mounted
+    Umount(UmountArgs),
     /// Write a snapshot's tree to standard output as one tar
     Export(ExportArgs),
     /// Check what is stored
@@ -82,6 +86,9 @@ pub enum Command {
     Why(WhyArgs),
     /// Copy snapshots, with all they need, to another volume
     Copy(CopyArgs),
+    /// Show or end the leases of jobs: who is at work
+    #[command(subcommand)]
+    Lease(LeaseCommand),
     /// Make or describe a volume
     #[command(subcommand)]
     Volume(VolumeCommand),
@@ -171,6 +178,9 @@ pub struct SnapshotArgs {
     /// How long to keep the copies (default: as long as the snapshot)
     #[arg(long, value_name = "TIME", requires = "copy_to")]
     pub copy_expire: Option<String>,
+    /// Do nothing, with exit 0, when the job has a snapshot that is younger: `20h`, `6d`
+    #[arg(long, value_name = "TIME")]
+    pub min_interval: Option<String>,
     /// Show level, base and expiry, and stop there
     #[arg(long, short = 'n')]
     pub dry_run: bool,
@@ -285,6 +295,49 @@ pub struct RestoreArgs {
     pub stream: Option<String>,
 }
 
+/// `bk mount`
+#[derive(Debug, Args)]
+#[command(
+    allow_missing_positional = true,
+    after_help = "Examples:\n  bk mount --volume /srv/bk /mnt/bk\n  bk mount --volume /srv/bk --daemon home/latest /mnt/home\nEnd it with Ctrl-C, SIGTERM or `bk umount`. See docs/mount.md."
+)]
+pub struct MountArgs {
+    /// Only this snapshot; all of the volume by default
+    pub snapshot: Option<String>,
+    /// The directory to mount on
+    #[arg(required = true, value_name = "MOUNTPOINT")]
+    pub mount_point: Option<PathBuf>,
+    /// Return when it is mounted, and serve in the background
+    #[arg(long)]
+    pub daemon: bool,
+    /// Let other users in, as far as owners, modes and access lists let them
+    #[arg(long)]
+    pub allow_other: bool,
+    /// Let programs in it be run
+    #[arg(long)]
+    pub allow_exec: bool,
+    /// Keep this much decoded content in memory (default: 256MiB, or a tenth of the memory if that is less)
+    #[arg(long, value_name = "SIZE")]
+    pub cache_size: Option<String>,
+    /// Give a program an I/O error after this many seconds without an answer from the volume (default: 60; on S3 120)
+    #[arg(long, value_name = "SECONDS")]
+    pub read_timeout: Option<u64>,
+}
+
+/// `bk umount`
+#[derive(Debug, Args)]
+pub struct UmountArgs {
+    /// Where it is mounted
+    #[arg(value_name = "MOUNTPOINT")]
+    pub mount_point: PathBuf,
+    /// Also when it is in use: out of sight now, ended with its last user
+    #[arg(long)]
+    pub lazy: bool,
+    /// Unmount the mount with this device when standard input ends
+    #[arg(long, hide = true, value_name = "DEVICE")]
+    pub after: Option<String>,
+}
+
 /// `bk export`
 #[derive(Debug, Args)]
 pub struct ExportArgs {
@@ -370,6 +423,31 @@ pub struct ReleaseArgs {
 pub struct WhyArgs {
     /// The snapshot; an expired one by its number
     pub snapshot: String,
+}
+
+/// `bk lease`
+#[derive(Debug, Subcommand)]
+pub enum LeaseCommand {
+    /// List the newest lease of each job
+    List {
+        /// Only this job
+        job: Option<String>,
+    },
+    /// End a lease that is in the way; without it, a run waits at most 36 seconds for one that is not renewed
+    Release(LeaseReleaseArgs),
+}
+
+/// `bk lease release`
+#[derive(Debug, Args)]
+pub struct LeaseReleaseArgs {
+    /// The job
+    pub job: String,
+    /// Also one that is renewed: its run is not stopped by that, and may still count
+    #[arg(long)]
+    pub yes: bool,
+    /// This node's name in the lease (default: the host's name)
+    #[arg(long, env = "BK_NODE", value_name = "NAME")]
+    pub node: Option<String>,
 }
 
 /// `bk volume`

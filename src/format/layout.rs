@@ -28,6 +28,23 @@ pub fn record_seq(file_name: &str) -> Option<u64> {
     (digits.len() == 20).then(|| digits.parse().ok()).flatten()
 }
 
+/// `leases/<job>/`
+pub fn lease_dir(job: &Name) -> String {
+    format!("leases/{job}/")
+}
+
+/// `leases/<job>/<epoch, 20 digits>.<n, 10 digits>.json`: sorted by name, the newest is the last.
+pub fn lease_key(job: &Name, epoch: u64, n: u64) -> String {
+    format!("leases/{job}/{epoch:020}.{n:010}.json")
+}
+
+/// Epoch and number in the last component of a lease's key.
+pub fn lease_place(file_name: &str) -> Option<(u64, u64)> {
+    let (epoch, n) = file_name.strip_suffix(".json")?.split_once('.')?;
+    let number = |digits: &str, len| (digits.len() == len).then(|| digits.parse().ok()).flatten();
+    Some((number(epoch, 20)?, number(n, 10)?))
+}
+
 /// `data/<job>/<run id>/`
 pub fn run_dir(job: &Name, run: RunId) -> String {
     format!("data/{job}/{run}/")
@@ -80,6 +97,9 @@ mod tests {
         assert_eq!(record_key(&job, 17), "log/db/00000000000000000017.json");
         assert_eq!(record_seq("00000000000000000017.json"), Some(17));
         assert_eq!(record_seq("17.json"), None);
+        assert_eq!(lease_key(&job, 3, 12), "leases/db/00000000000000000003.0000000012.json");
+        assert_eq!(lease_place("00000000000000000003.0000000012.json"), Some((3, 12)));
+        assert_eq!(lease_place("3.12.json"), None);
         assert_eq!(part_name(Some(&job), 3, Codec::Bzip2(9)), "stream-db-00003.bz2");
         for bad in ["", "/a", "a/../b", "a//b", "a/", "ä"] {
             assert!(check_key(bad).is_err(), "{bad}");

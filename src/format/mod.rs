@@ -6,6 +6,7 @@ pub mod delta;
 pub mod envelope;
 pub mod index;
 pub mod layout;
+pub mod lease;
 pub mod record;
 pub mod restore_txt;
 pub mod seek_table;

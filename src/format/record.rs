@@ -69,6 +69,9 @@ pub struct Snapshot {
     pub promoted_from: Option<u8>,
     /// When the run began.
     pub taken_at: Instant,
+    /// The same by the clock of the store, where that is another than its node's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub store_at: Option<Instant>,
     /// When it may go; null is never.
     pub expires_at: Option<Instant>,
     /// Digest of what was asked for: sources, excludes, one file system, stream names.

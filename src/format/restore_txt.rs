@@ -12,6 +12,11 @@ const SCRIPT: &str = include_str!("../../docs/apply-level.py");
 /// GNU tar, but for the letters that come before and after.
 const TAR_OPTIONS: &str = "-p --numeric-owner --xattrs --xattrs-include='*' --acls -C TARGET -f -";
 
+/// How a level without deltas is applied where there is no GNU tar.
+const NO_GNU_TAR: &str = "\n\
+    With another tar, for a level without deltas: first remove what `.bk/deleted` in its archive names, when it is there\n\
+    (`DECODE PARTS | tar -x -O -f - .bk/deleted | (cd TARGET && xargs -0 rm -rf --)`), then extract over what is left.";
+
 /// A snapshot and the names of its objects.
 pub type Member<'a> = (&'a Snapshot, Vec<String>);
 
@@ -87,7 +92,7 @@ fn tree(out: &mut String, chain: &[&Member<'_>], parts: &[String]) {
         let names = format!("{}tree-*.tar{}", place(chain, one), one.codec.suffix());
         let _ = match (one.level, one.totals.deltas) {
             (0, _) => writeln!(out, "    {decode} {names} | tar -x {TAR_OPTIONS}"),
-            (_, 0) => writeln!(out, "    {decode} {names} | tar -x -G {TAR_OPTIONS}"),
+            (_, 0) => writeln!(out, "    {decode} {names} | tar -x -G --anchored --exclude=.bk/deleted {TAR_OPTIONS}"),
             _ => writeln!(out, "    python3 -c \"$SCRIPT\" {names} TARGET"),
         };
     }
@@ -95,6 +100,9 @@ fn tree(out: &mut String, chain: &[&Member<'_>], parts: &[String]) {
     if snapshot.level == 0 {
         let suffix = snapshot.codec.suffix();
         let _ = write!(out, " With bsdtar: `{decode} tree-*.tar{suffix} | bsdtar -xp -C TARGET -f -`.");
+    }
+    if snapshot.level > 0 {
+        out.push_str(NO_GNU_TAR);
     }
     let _ = writeln!(
         out,

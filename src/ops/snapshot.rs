@@ -1,13 +1,15 @@
-//! The run book of `bk snapshot`: check the volume, read the log, choose level and base, store, index, commit.
+//! The run book of `bk snapshot`: check the volume, take the lease, read the log, choose level and base, store, index, commit.
 //!
-//! A run has three steps, so that others can be put between them: [`prepare`] decides and writes nothing, [`Prepared::store`]
+//! A run has three steps, so that others can be put between them: [`prepare`] decides and stores nothing, [`Prepared::store`]
 //! stores all objects, [`Unrecorded::commit`] makes the record. What is dropped before its commit was never there, but for
-//! objects that [`Unrecorded::abandon`] removes and a sweep finds.
+//! objects that [`Unrecorded::abandon`] removes and a sweep finds. The lease is kept from [`prepare`] on till the last of
+//! the three is dropped, and longer by who keeps [`Prepared::lease`].
 
 mod choose;
 mod store;
+mod turn;
 
-use std::{ffi::OsString, path::PathBuf};
+use std::{ffi::OsString, path::PathBuf, sync::Arc};
 
 use serde::Serialize;
 
@@ -15,6 +17,7 @@ use crate::{
     clock::Clock,
     engine::{
         catalog,
+        cluster::keeper::Keeper,
         write::{pipeline, tree},
     },
     error::{Error, Kind, Result},
@@ -38,6 +41,8 @@ use crate::{
 use choose::{Chosen, Place};
 pub use choose::{Planned, plan};
 use store::Run;
+use turn::Guarded;
+pub use turn::Skipped;
 
 /// A volume with less space than this is full before anything is read, bytes.
 const FREE_BYTES_MIN: u64 = 1 << 20;
@@ -59,6 +64,8 @@ pub struct Request {
     pub patterns: Vec<String>,
     /// The level that is wanted; `None` is a level 0 that notes nothing for increments.
     pub level: Option<level::Request>,
+    /// Nothing is done when the job has a snapshot that is younger than this.
+    pub min_interval: Option<Lifetime>,
     /// How long it is kept; never ending when `None`.
     pub keep: Option<Lifetime>,
     /// Streams to store, each with its name.
@@ -112,6 +119,15 @@ pub struct Outcome {
     pub requests: Option<Requests>,
 }
 
+/// How a run ended that did not fail.
+#[derive(Clone, Debug)]
+pub enum Ended {
+    /// There is a new snapshot.
+    Taken(Box<Outcome>),
+    /// It was not this run's turn.
+    Skipped(Skipped),
+}
+
 /// Takes a snapshot. `local` is the volume's directory, which is never stored in itself.
 pub fn run(
     volume: &Volume,
@@ -119,38 +135,57 @@ pub fn run(
     request: &Request,
     clock: &dyn Clock,
     monitor: &dyn Monitor,
-) -> Result<Outcome> {
-    prepare(volume, local, request, clock, monitor)?.store()?.commit()
+) -> Result<Ended> {
+    Ok(match prepare(volume, local, request, clock, monitor)? {
+        Ready::Run(prepared) => Ended::Taken(Box::new(prepared.store()?.commit()?)),
+        Ready::Skip(skipped) => Ended::Skipped(skipped),
+    })
 }
 
-/// A run that is decided; nothing has been written.
+/// What [`prepare`] found.
+pub enum Ready<'a> {
+    /// It is this run's turn.
+    Run(Box<Prepared<'a>>),
+    /// It is not, and nothing more is to be done.
+    Skip(Skipped),
+}
+
+/// A run that is decided and has the job's lease; nothing has been stored.
 pub struct Prepared<'a> {
     run: Run<'a>,
     run_id: RunId,
     place: Place,
 }
 
-/// Checks the volume, reads the log and chooses level and base.
+/// Checks the volume, takes the lease, reads the log, asks whether the job is due, and chooses level and base.
 pub fn prepare<'a>(
     volume: &'a Volume,
     local: Option<&'a LocalStore>,
     request: &'a Request,
     clock: &dyn Clock,
     monitor: &'a dyn Monitor,
-) -> Result<Prepared<'a>> {
+) -> Result<Ready<'a>> {
     let roots = roots::resolve(request.base.as_deref(), &request.sources)?;
     let names = choose::stream_names(request, &roots)?;
     if roots.tree == roots::Node::default() && names.is_empty() {
         return Err(Error::usage("there is nothing to store").with_hint("name paths, --stdin NAME, or -- COMMAND"));
     }
     check_volume(volume)?;
+    let run_id = RunId::new(clock.unix_ms())?;
+    let lease = match turn::take(volume, request, run_id, clock, monitor)? {
+        Ok(lease) => lease,
+        Err(skipped) => return Ok(Ready::Skip(skipped)),
+    };
     let log = catalog::read(volume, &request.job)?;
+    let (taken_at, store_at) = (clock.now()?, volume.store.now());
+    if let Some(skipped) = turn::fresh(volume, &log, request, store_at.unwrap_or(taken_at), monitor)? {
+        return Ok(Ready::Skip(skipped));
+    }
     let definition = choose::definition(request, &roots, &names)?;
     let decision = choose::decide(volume, &log, request, &definition)?;
     if let Decision::Promoted { from, why } = &decision {
         monitor.warn(&format!("level 0 is taken instead of level {from}: {why}"));
     }
-    let taken_at = clock.now()?;
     expect(volume, &log, decision.level(), monitor)?;
     let base = Chosen::of(volume, &log, &decision)?;
     let place = Place {
@@ -158,13 +193,15 @@ pub fn prepare<'a>(
         base: base.as_ref().map(Chosen::named),
         expires_at: request.keep.map_or(Ok(None), |keep| keep.after(taken_at))?,
         taken_at,
+        store_at,
         definition,
         decision,
     };
-    let run_id = RunId::new(clock.unix_ms())?;
     let deltas = choose::deltas(request, base.as_ref(), monitor)?;
     let dir = run_dir(&request.job, run_id);
-    Ok(Prepared { run: Run { volume, local, request, monitor, roots, names, dir, deltas, base }, run_id, place })
+    let monitor = Guarded::new(monitor, lease);
+    let run = Run { volume, local, request, monitor, roots, names, dir, deltas, base };
+    Ok(Ready::Run(Box::new(Prepared { run, run_id, place })))
 }
 
 impl<'a> Prepared<'a> {
@@ -176,6 +213,11 @@ impl<'a> Prepared<'a> {
     /// The level it will have.
     pub fn level(&self) -> u8 {
         self.place.decision.level()
+    }
+
+    /// The lease: kept as long as anybody keeps it, so that no other run begins while this one still tidies up.
+    pub fn lease(&self) -> Arc<Keeper> {
+        Arc::clone(self.run.monitor.lease())
     }
 
     /// Stores everything but the record. What a failed run stored is removed again.
@@ -193,7 +235,7 @@ impl<'a> Prepared<'a> {
             Ok((snapshot, tree)) => Ok(Unrecorded { run, place, snapshot, tree }),
             Err(e) => {
                 run.remove_objects();
-                Err(run.lost_or(e, run_id))
+                Err(run.lost_or(run.monitor.explain(e), run_id))
             }
         }
     }
@@ -216,6 +258,7 @@ impl Unrecorded<'_> {
     /// Creates the record: from then on the snapshot exists.
     pub fn commit(self) -> Result<Outcome> {
         let Self { run, place, snapshot, tree } = self;
+        run.monitor.lease().check().inspect_err(|_| run.remove_objects())?;
         let snapshot = catalog::commit(run.volume, snapshot, place.decision.chain()).map_err(|failed| {
             // Only what is certainly not recorded, and never will be, may go.
             if failed.is_certain {

@@ -303,6 +303,7 @@ pub(super) mod tests {
                 base,
                 promoted_from: None,
                 taken_at: day(at),
+                store_at: None,
                 expires_at: days.map(|days| day(at + days)),
                 definition: Digest::of(b"what"),
                 codec: Codec::None,

@@ -3,6 +3,8 @@
 
 pub mod commit;
 pub mod expiry;
+pub mod interval;
+pub mod lease;
 pub mod level;
 pub mod log;
 pub mod schedule;

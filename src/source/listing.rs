@@ -33,6 +33,11 @@ pub enum FileKind {
 impl Listing {
     /// Reads the directory behind `fd` from where its position is.
     pub fn read(fd: impl AsFd) -> rustix::io::Result<Self> {
+        Ok(Self::read_at_most(fd, usize::MAX)?.unwrap_or_default())
+    }
+
+    /// The same; none when there are more than `max` names.
+    pub fn read_at_most(fd: impl AsFd, max: usize) -> rustix::io::Result<Option<Self>> {
         let mut buf = vec![MaybeUninit::uninit(); 32 << 10];
         let mut raw = RawDir::new(fd, &mut buf);
         let mut listing = Self::default();
@@ -44,9 +49,12 @@ impl Listing {
                 _ => FileKind::Other,
             };
             listing.push(found.file_name().to_bytes(), kind);
+            if listing.len() > max {
+                return Ok(None);
+            }
         }
         listing.sort();
-        Ok(listing)
+        Ok(Some(listing))
     }
 
     /// A listing of just these names.

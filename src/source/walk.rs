@@ -3,25 +3,32 @@
 //! Order: a directory's entries by name, then each of its subdirectories in the same way. Memory: the names of the
 //! directories on the way down, and 56 bytes for each subdirectory still to visit. There is no recursion, and descriptors are bounded:
 //! of a deep path only the lowest levels stay open, the others are opened again from below through `..` and compared.
+//! Of an increment, with more than one thread, [`ahead`](super::ahead) looks at the directories that come next; what is told, and in
+//! which order, stays the same.
 
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::{
+    cmp::Reverse,
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    sync::Arc,
+};
 
 use rustix::{
-    fs::{AtFlags, CWD, Mode, OFlags, Stat},
+    fs::{AtFlags, CWD, Mode, Stat},
     io::Errno,
 };
 
 use super::{
+    ahead::{Ahead, Task, WINDOW},
     listing::{FileKind, Listing},
+    look::{DIR_FLAGS, Found, Look, is_marked, look, set_name},
     meta::{self, FileSystems},
     roots::{Node, Roots},
-    select::{CACHEDIR_SIGNATURE, Selection},
+    select::Selection,
 };
 use crate::{
     error::{Error, Result},
     model::{
         entry::{Entry, EntryKind, Status},
-        path::PATH_LEN_MAX,
         show,
         time::Time,
     },
@@ -29,7 +36,8 @@ use crate::{
 
 /// Directory descriptors kept open on the way down.
 const OPEN_MAX: usize = 64;
-const DIR_FLAGS: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
+/// More threads than this find nothing to do.
+const AHEAD_THREADS_MAX: usize = 4;
 
 /// What the walk finds, told in order.
 pub trait Visitor {
@@ -49,6 +57,8 @@ pub trait Visitor {
     fn warn(&mut self, text: String, incomplete: bool);
     /// Asked once for each directory: an error ends the walk.
     fn go_on(&self) -> Result<()>;
+    /// Whether most names are only looked at. Then looking ahead pays; what opens and reads all it meets is not held up by the walk.
+    fn looks_first(&self) -> bool;
 }
 
 /// A directory that is entered, and the names in it.
@@ -63,6 +73,8 @@ pub struct Names<'a> {
     pub dir: Option<BorrowedFd<'a>>,
     /// The names in it, sorted.
     pub listing: &'a Listing,
+    /// What each of them is, when they were looked at already; else empty.
+    pub stats: &'a [rustix::io::Result<Stat>],
     /// File systems met so far.
     pub systems: &'a mut FileSystems,
 }
@@ -93,12 +105,14 @@ struct Pending {
 }
 
 struct Level<'n> {
-    fd: Option<OwnedFd>,
+    fd: Option<Arc<OwnedFd>>,
     dev: u64,
     ino: u64,
     path_len: usize,
     /// Reversed: the next one is last.
     pending: Vec<Pending>,
+    /// So many of them, the last ones left out, are not asked for ahead yet.
+    unasked: usize,
     node: Option<&'n Node>,
 }
 
@@ -112,15 +126,17 @@ pub struct Walk<'a> {
     path: Vec<u8>,
     levels: Vec<Level<'a>>,
     source_dev: u64,
+    threads: usize,
 }
 
 impl<'a> Walk<'a> {
-    /// A walk over `roots`, leaving out what `selection` says and the directory `volume` (device and inode).
-    pub fn new(roots: &'a Roots, selection: &'a Selection, volume: Option<(u64, u64)>) -> Self {
+    /// A walk over `roots`, leaving out what `selection` says and the directory `volume` (device and inode). More than one thread may be used.
+    pub fn new(roots: &'a Roots, selection: &'a Selection, volume: Option<(u64, u64)>, threads: usize) -> Self {
         Self {
             roots,
             selection,
             volume,
+            threads,
             systems: FileSystems::default(),
             path: Vec::new(),
             levels: Vec::new(),
@@ -129,7 +145,21 @@ impl<'a> Walk<'a> {
     }
 
     /// Walks to the end.
-    pub fn run(mut self, visitor: &mut impl Visitor) -> Result<()> {
+    pub fn run(self, visitor: &mut impl Visitor) -> Result<()> {
+        if self.threads < 2 || !visitor.looks_first() {
+            return self.walk(visitor, None);
+        }
+        let ahead = Ahead::new(self.selection);
+        std::thread::scope(|scope| {
+            let _closing = ahead.closing();
+            for _ in 1..self.threads.min(AHEAD_THREADS_MAX) {
+                scope.spawn(|| ahead.work());
+            }
+            self.walk(visitor, Some(&ahead))
+        })
+    }
+
+    fn walk(mut self, visitor: &mut impl Visitor, ahead: Option<&Ahead<'_>>) -> Result<()> {
         let base = &self.roots.base;
         let failed = |e| Error::io(format!("cannot open {}", base.display()), e);
         let fd = rustix::fs::openat(CWD, base, DIR_FLAGS, Mode::empty()).map_err(failed)?;
@@ -143,10 +173,11 @@ impl<'a> Walk<'a> {
             Some(entry) => visitor.directory(entry.clone())?,
             None => false,
         };
-        self.list((fd, &stat), (entry.as_ref(), told), Some(&self.roots.tree), visitor)?;
+        let found = self.found(fd.as_fd(), Some(&self.roots.tree));
+        self.list((fd, &stat, found), (entry.as_ref(), told), Some(&self.roots.tree), visitor)?;
         while let Some(level) = self.levels.last_mut() {
             match level.pending.pop() {
-                Some(pending) => self.descend(pending, visitor)?,
+                Some(pending) => self.descend(pending, visitor, ahead)?,
                 None => self.leave(visitor),
             }
         }
@@ -167,42 +198,45 @@ impl<'a> Walk<'a> {
         Some(entry)
     }
 
+    /// The names of an open directory, as far as they are sources when `node` is not whole.
+    fn found(&self, dir: BorrowedFd<'_>, node: Option<&Node>) -> Found {
+        match node.filter(|node| !node.whole) {
+            Some(node) => Found::chosen(Listing::of(node.children.keys().map(Vec::as_slice)), &self.path, |_, _| true),
+            None => Found::read(dir, &self.path, self.selection, usize::MAX).unwrap_or_default(),
+        }
+    }
+
     /// Tells all entries of a directory and keeps its subdirectories for later.
     fn list(
         &mut self,
-        (fd, stat): (OwnedFd, &Stat),
+        (fd, stat, found): (OwnedFd, &Stat, Found),
         (entry, told): (Option<&Entry>, bool),
         node: Option<&'a Node>,
         visitor: &mut impl Visitor,
     ) -> Result<()> {
         visitor.go_on()?;
+        let Found { listing, warnings, stats } = found;
+        warnings.into_iter().for_each(|text| visitor.warn(text, true));
         let partial = node.filter(|node| !node.whole);
-        let listing = match partial {
-            Some(node) => Ok(Listing::of(node.children.keys().map(Vec::as_slice))),
-            None => Listing::read(&fd),
-        };
-        let mut listing = listing.unwrap_or_else(|e| {
-            visitor.warn(format!("cannot list {}: {e}", show::name(&self.path)), true);
-            Listing::default()
-        });
         let mut level = Level {
             fd: None,
             dev: stat.st_dev,
             ino: stat.st_ino,
             path_len: self.path.len(),
             pending: Vec::new(),
+            unasked: 0,
             node: partial,
         };
-        listing.retain(|name, kind| self.takes(level.path_len, name, kind, partial.is_some(), visitor));
-        self.path.truncate(level.path_len);
         let systems = &mut self.systems;
-        visitor.enter(Names { path: &self.path, entry, told, dir: Some(fd.as_fd()), listing: &listing, systems })?;
+        let (path, dir) = (&self.path[..], Some(fd.as_fd()));
+        visitor.enter(Names { path, entry, told, dir, listing: &listing, stats: &stats, systems })?;
+        drop(stats);
         for n in 0..listing.len() {
             let (name, kind) = listing.get(n);
             if !visitor.begins(n, name)? {
                 continue;
             }
-            self.set_name(level.path_len, name);
+            set_name(&mut self.path, level.path_len, name);
             let pending = self.child(fd.as_fd(), name, kind, partial.is_some(), visitor)?;
             level.pending.extend(pending);
             visitor.ends(&self.path)?;
@@ -210,36 +244,14 @@ impl<'a> Walk<'a> {
         visitor.listed()?;
         level.pending.reverse();
         level.pending.shrink_to_fit();
+        level.unasked = level.pending.len();
         self.path.truncate(level.path_len);
-        level.fd = Some(fd);
+        level.fd = Some(Arc::new(fd));
         self.levels.push(level);
         if let Some(above) = self.levels.len().checked_sub(OPEN_MAX + 1) {
             self.levels[above].fd = None;
         }
         Ok(())
-    }
-
-    fn set_name(&mut self, dir_len: usize, name: &[u8]) {
-        self.path.truncate(dir_len);
-        if !self.path.is_empty() {
-            self.path.push(b'/');
-        }
-        self.path.extend_from_slice(name);
-    }
-
-    /// Whether a name is to be stored.
-    fn takes(&mut self, dir_len: usize, name: &[u8], kind: FileKind, named: bool, visitor: &mut impl Visitor) -> bool {
-        self.set_name(dir_len, name);
-        if self.path.len() > PATH_LEN_MAX {
-            visitor.warn(format!("the path is too long: {}", show::name(&self.path)), true);
-            return false;
-        }
-        if self.path == crate::format::tar::PRIVATE_DIR {
-            visitor.warn("`.bk` at the top is a name bk uses itself and is left out".to_owned(), true);
-            return false;
-        }
-        let exclude = &self.selection.exclude;
-        named || exclude.is_empty() || !exclude.matches(&self.path, kind == FileKind::Dir)
     }
 
     fn child(
@@ -299,45 +311,84 @@ impl<'a> Walk<'a> {
         Ok(Some(Pending { name: name.to_vec(), mode, uid, gid, mtime, skip, told }))
     }
 
-    fn descend(&mut self, pending: Pending, visitor: &mut impl Visitor) -> Result<()> {
+    fn descend(&mut self, pending: Pending, visitor: &mut impl Visitor, ahead: Option<&Ahead<'_>>) -> Result<()> {
         let Some(path_len) = self.levels.last().map(|level| level.path_len) else { return Ok(()) };
-        self.set_name(path_len, &pending.name);
+        set_name(&mut self.path, path_len, &pending.name);
         let Some(level) = self.levels.last() else { return Ok(()) };
         let node = level.node.and_then(|node| node.children.get(&pending.name)).filter(|node| !node.whole);
         let mut entry = Entry::new(self.path.clone(), EntryKind::Dir);
         (entry.mode, entry.uid, entry.gid, entry.mtime) = (pending.mode, pending.uid, pending.gid, pending.mtime);
-        let opened = match &level.fd {
-            Some(dir) => rustix::fs::openat(dir, &pending.name[..], DIR_FLAGS, Mode::empty()),
-            None => Err(Errno::NOENT),
-        };
-        let opened = opened.and_then(|fd| Ok((rustix::fs::fstat(&fd)?, fd)));
-        if let Ok((stat, fd)) = &opened {
-            entry.xattrs = self.systems.xattrs(stat.st_dev, fd).unwrap_or_default();
-        }
-        match opened {
-            _ if pending.skip => {}
-            Ok((stat, fd)) if !self.is_marked(fd.as_fd()) => {
-                return self.list((fd, &stat), (Some(&entry), pending.told), node, visitor);
+        match self.looked(&pending, node, ahead) {
+            Ok(look) => {
+                entry.xattrs = look.xattrs;
+                if let Some(found) = look.names {
+                    return self.list((look.fd, &look.stat, found), (Some(&entry), pending.told), node, visitor);
+                }
             }
-            Ok(_) => {}
+            _ if pending.skip => {}
             Err(Errno::NOENT | Errno::LOOP | Errno::NOTDIR) => {
                 visitor.warn(format!("vanished: {}", show::name(&self.path)), false);
             }
             Err(e) => visitor.warn(format!("cannot open {}: {e}", show::name(&self.path)), true),
         }
         let (listing, systems) = (Listing::default(), &mut self.systems);
-        let names =
-            Names { path: &self.path, entry: Some(&entry), told: pending.told, dir: None, listing: &listing, systems };
-        visitor.enter(names)?;
+        let (path, entry, told) = (&self.path[..], Some(&entry), pending.told);
+        visitor.enter(Names { path, entry, told, dir: None, listing: &listing, stats: &[], systems })?;
         visitor.listed()?;
         self.path.truncate(path_len);
         Ok(())
     }
 
-    /// Whether a marker file says that the directory's contents are not wanted.
-    fn is_marked(&self, dir: BorrowedFd<'_>) -> bool {
-        let present = |name: &String| rustix::fs::statat(dir, name, AtFlags::SYMLINK_NOFOLLOW).is_ok();
-        self.selection.exclude_if_present.iter().any(present) || self.selection.exclude_caches && is_cache(dir)
+    /// A look at the directory that is next, at the end of the path.
+    fn looked(
+        &mut self,
+        pending: &Pending,
+        node: Option<&Node>,
+        ahead: Option<&Ahead<'_>>,
+    ) -> rustix::io::Result<Look> {
+        if let Some(ahead) = ahead {
+            self.ask(ahead);
+        }
+        let depth = self.levels.len();
+        let Some(level) = self.levels.last() else { return Err(Errno::NOENT) };
+        let Some(parent) = &level.fd else { return Err(Errno::NOENT) };
+        if pending.skip || node.is_some() {
+            let fd = rustix::fs::openat(parent, &pending.name[..], DIR_FLAGS, Mode::empty())?;
+            let stat = rustix::fs::fstat(&fd)?;
+            let xattrs = self.systems.xattrs(stat.st_dev, &fd).unwrap_or_default();
+            let wanted = !pending.skip && !is_marked(fd.as_fd(), self.selection);
+            let names = wanted.then(|| self.found(fd.as_fd(), node));
+            return Ok(Look { fd, stat, xattrs, names });
+        }
+        let turn = (Reverse(depth), usize::MAX - level.pending.len());
+        if let Some(look) = ahead.and_then(|ahead| ahead.take(turn)) {
+            return look;
+        }
+        let of = (parent.as_fd(), &pending.name[..], &self.path[..]);
+        // There is no limit, so there is always an answer.
+        look(of, self.selection, &mut self.systems, usize::MAX)?.ok_or(Errno::NOENT)
+    }
+
+    /// Asks for looks at the directories that come after the next one.
+    fn ask(&mut self, ahead: &Ahead<'_>) {
+        let depth = self.levels.len();
+        let (path, Some(level)) = (&self.path, self.levels.last_mut()) else { return };
+        let Some(parent) = &level.fd else { return };
+        let waiting = level.pending.len();
+        let until = waiting.saturating_sub(WINDOW);
+        let (from, node) = (level.unasked.min(waiting), level.node);
+        // Many at a time, so that no thread is woken for each of them.
+        if from - until.min(from) < WINDOW.min(waiting).div_ceil(2) || node.is_some() {
+            return;
+        }
+        let tasks = (until..from).rev().map(|n| (n, &level.pending[n])).filter(|(_, pending)| !pending.skip);
+        ahead.ask(tasks.map(|(n, pending)| {
+            let mut path = path[..level.path_len].to_vec();
+            set_name(&mut path, level.path_len, &pending.name);
+            let task = Task { parent: Arc::clone(parent), name: pending.name.clone(), path };
+            ((Reverse(depth), usize::MAX - n), task)
+        }));
+        level.unasked = until;
     }
 
     /// Back to the directory above; opens it again when it was closed on the way down.
@@ -349,18 +400,11 @@ impl<'a> Walk<'a> {
             return;
         }
         let again = left.fd.and_then(|fd| rustix::fs::openat(&fd, "..", DIR_FLAGS, Mode::empty()).ok());
-        above.fd = again
+        let again = again
             .filter(|fd| rustix::fs::fstat(fd).is_ok_and(|stat| (stat.st_dev, stat.st_ino) == (above.dev, above.ino)));
+        above.fd = again.map(Arc::new);
         if above.fd.is_none() && !above.pending.is_empty() {
             visitor.warn(format!("{} was moved while it was read", show::name(&self.path)), true);
         }
     }
-}
-
-fn is_cache(dir: BorrowedFd<'_>) -> bool {
-    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK;
-    let Ok(fd) = rustix::fs::openat(dir, "CACHEDIR.TAG", flags, Mode::empty()) else { return false };
-    let mut head = [0u8; CACHEDIR_SIGNATURE.len()];
-    let len = rustix::io::read(&fd, &mut head).unwrap_or(0);
-    &head[..len] == CACHEDIR_SIGNATURE
 }

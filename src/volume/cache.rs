@@ -17,7 +17,11 @@ use std::{
 };
 
 use super::{Created, Item, Requests, Store, Upload};
-use crate::{error::Result, format::envelope, model::digest::Digest};
+use crate::{
+    error::Result,
+    format::envelope,
+    model::{digest::Digest, time::Instant},
+};
 
 /// All copies of a volume together, bytes; the oldest go when they are more.
 const BYTES_MAX: u64 = 256 << 20;
@@ -175,6 +179,10 @@ impl Store for Cached {
 
     fn check_writable(&self) -> Result<()> {
         self.inner.check_writable()
+    }
+
+    fn now(&self) -> Option<Instant> {
+        self.inner.now()
     }
 
     fn requests(&self) -> Option<Requests> {

@@ -11,7 +11,7 @@ pub mod s3;
 
 use serde::Serialize;
 
-use crate::error::Result;
+use crate::{error::Result, model::time::Instant};
 
 pub use open::{Volume, create, create_on, open, open_on};
 
@@ -75,6 +75,10 @@ pub trait Store: Send + Sync {
     fn scratch(&self) -> Result<std::fs::File>;
     /// Makes sure that objects can be written, by writing and removing one.
     fn check_writable(&self) -> Result<()>;
+    /// The store's own clock, as it told the time last; `None` where that is this machine's.
+    fn now(&self) -> Option<Instant> {
+        None
+    }
     /// Requests made so far, where each costs money.
     fn requests(&self) -> Option<Requests> {
         None

@@ -411,6 +411,10 @@ impl Store for S3Store {
         })
     }
 
+    fn now(&self) -> Option<crate::model::time::Instant> {
+        self.inner.counts.now()
+    }
+
     fn requests(&self) -> Option<Requests> {
         Some(self.inner.counts.read())
     }

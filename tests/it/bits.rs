@@ -14,6 +14,8 @@ use bk::{
     volume::{Volume, create_on, memory::MemoryStore, open_on},
 };
 
+use crate::support::taken;
+
 fn request(dir: &std::path::Path, codec: Codec, level: u8) -> snapshot::Request {
     snapshot::Request {
         job: "bits".parse().unwrap(),
@@ -33,6 +35,7 @@ fn request(dir: &std::path::Path, codec: Codec, level: u8) -> snapshot::Request 
         )],
         pipeline: pipeline::Settings { threads: 1, codec, frame_len: 4096, verify_all: true },
         level: Some(level::Request { level, ..level::Request::default() }),
+        min_interval: None,
         keep: None,
         ignore_inode: false,
         part_len: 2048,
@@ -53,7 +56,7 @@ fn small_volume(codec: Codec) -> (MemoryStore, Volume) {
     std::fs::write(dir.path().join("sub/text"), "some text\n".repeat(600) + "other").unwrap();
     std::fs::rename(dir.path().join("noise"), dir.path().join("moved")).unwrap();
     std::fs::remove_file(dir.path().join("link")).unwrap();
-    let second = snapshot::run(&volume, None, &request(dir.path(), codec, 1), &System, &Silent).unwrap();
+    let second = snapshot::run(&volume, None, &request(dir.path(), codec, 1), &System, &Silent).map(taken).unwrap();
     assert_eq!((second.level, second.totals.removed_entries), (1, 2));
     (store, volume)
 }
@@ -87,7 +90,9 @@ fn flipped_len(key: &str, len: u64) -> u64 {
 fn every_bit(codec: Codec) {
     let (store, volume) = small_volume(codec);
     assert_eq!(found(&store), None);
-    let objects = volume.store.list("").unwrap();
+    let mut objects = volume.store.list("").unwrap();
+    // A lease says nothing of what is stored, and one that is damaged is only waited for.
+    objects.retain(|item| !item.key.starts_with("leases/"));
     let total: u64 = objects.iter().map(|item| flipped_len(&item.key, item.len)).sum();
     assert!(total <= 16 << 10, "{total} bytes");
     assert!(objects.len() >= 11, "{} objects", objects.len());

@@ -189,6 +189,7 @@ impl Draft {
             base,
             promoted_from: None,
             taken_at: at,
+            store_at: None,
             expires_at: None,
             definition: Digest::of(b""),
             codec: self.codec,

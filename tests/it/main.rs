@@ -13,12 +13,14 @@
     reason = "a test says what is wrong by stopping there"
 )]
 
+mod ahead;
 mod bits;
 mod cli;
 mod copy;
 mod corpus;
 mod crash;
 mod damage;
+mod devices;
 mod expiry;
 mod floors;
 mod golden;
@@ -32,6 +34,7 @@ mod medium;
 mod memory;
 mod model;
 mod modes;
+mod patroni;
 mod power;
 mod racing;
 mod reference;

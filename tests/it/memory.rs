@@ -50,6 +50,14 @@ fn peaks(count: usize, dirs: usize, large: usize) -> Vec<(&'static str, u64)> {
         ("ls", peak(&world, &["ls", "-R", "m/1"])),
         ("diff", peak(&world, &["diff", "m/1", "m/1"])),
         ("export", peak(&world, &["export", "m/1"])),
+        (
+            "level 0",
+            peak(&world, &["snapshot", "--threads", "2", "--quiet", "--job", "n", "--level", "0", "-C", &src, "."]),
+        ),
+        (
+            "level 1",
+            peak(&world, &["snapshot", "--threads", "2", "--quiet", "--job", "n", "--level", "1", "-C", &src, "."]),
+        ),
     ]
 }
 

@@ -89,7 +89,7 @@ fn next(world: &World, n: usize, target: &Path, alone: bool, options: &str, abou
     let run = &runs(world)[n];
     if alone {
         assert_eq!(deltas(world, n + 1), 0, "{about}: level {n} has deltas");
-        by_tar(run, target, "-x -G");
+        by_tar(run, target, "-x -G --anchored --exclude=.bk/deleted");
     } else {
         by_script(run, target);
     }
@@ -246,6 +246,71 @@ fn gnu_tar_alone_applies_levels_without_deltas() {
         // Nothing changed: nothing is done.
         next(&world, 3, &target, true, &options, codec);
     }
+}
+
+/// What a level without deltas removes is also told in `.bk/deleted`, for a tar that knows no lists of names.
+#[test]
+fn levels_apply_by_the_list_of_what_is_deleted() {
+    if !usable("levels_apply_by_the_list_of_what_is_deleted") {
+        return;
+    }
+    let world = World::new("deleted");
+    Tree::new(205).without(SOCKETS | DEEP | MANY | LARGE).build(&world.src);
+    fs::create_dir_all(world.src.join("- dir \n/-rf")).unwrap();
+    fs::write(world.src.join("-v"), "a name like an option").unwrap();
+    let options = "--frame-size 4MiB --part-size 256KiB";
+    level(&world, 0, options);
+    let target = base(&world);
+    for round in 1..=3 {
+        match round {
+            3 => {
+                fs::remove_dir_all(world.src.join("- dir \n")).unwrap();
+                fs::remove_file(world.src.join("-v")).unwrap();
+            }
+            _ => plain_changes(&world.src, round),
+        }
+        level(&world, round, options);
+        let run = &runs(&world)[round];
+        assert_eq!(deltas(&world, round + 1), 0);
+        let decode = decoder(run);
+        let list = shell_ok(&format!("{decode} \"$1\"/tree-* | tar -x -O -f - .bk/deleted"), &[run]).stdout;
+        assert!(list.ends_with(b"\0"), "round {round}");
+        let remove = "tar -x -O -f - .bk/deleted | (cd \"$2\" && xargs -0 rm -rf --)";
+        shell_ok(&format!("{decode} \"$1\"/tree-* | {remove}"), &[run, &target]);
+        by_tar(run, &target, "-x --anchored --exclude=.bk/deleted");
+        assert_same(&seen(&world.src), &seen(&target), &Compare::EXACT, &format!("by hand, level {round}"));
+        assert_eq!(root_time(&target), root_time(&world.src), "level {round}");
+    }
+    // Nothing is deleted: there is no list.
+    level(&world, 4, options);
+    let none =
+        shell(&format!("{} \"$1\"/tree-* | tar -t -f - .bk/deleted", decoder(&runs(&world)[4])), &[&runs(&world)[4]]);
+    assert!(!none.status.success());
+}
+
+/// A million paths removed one by one are no million paths in memory: more than fits there is told all the same.
+#[test]
+fn a_list_of_deletions_longer_than_memory() {
+    if !usable("a_list_of_deletions_longer_than_memory") {
+        return;
+    }
+    let world = World::new("long-list");
+    let dir = world.src.join("d");
+    fs::create_dir(&dir).unwrap();
+    for n in 0..12_000 {
+        fs::write(dir.join(format!("{n:0200}")), "").unwrap();
+    }
+    fs::write(dir.join("stays"), "1").unwrap();
+    level(&world, 0, SMALL);
+    for n in 0..12_000 {
+        fs::remove_file(dir.join(format!("{n:0200}"))).unwrap();
+    }
+    level(&world, 1, SMALL);
+    let run = &runs(&world)[1];
+    let list = shell_ok(&format!("{} \"$1\"/tree-* | tar -x -O -f - .bk/deleted", decoder(run)), &[run]).stdout;
+    let expected: Vec<u8> = (0..12_000).flat_map(|n| format!("d/{n:0200}\0").into_bytes()).collect();
+    assert!(list == expected, "{} bytes, not {}", list.len(), expected.len());
+    world.bk("verify --data tree/2").run().ok();
 }
 
 #[test]

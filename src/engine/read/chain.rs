@@ -4,9 +4,11 @@
 //! the newest word counts. A row that is no directory hides all that older runs have below its path, so a removed directory is one row.
 //! Memory: one block of entries for each run.
 
-use std::cmp::Ordering;
+mod nodes;
 
-use super::index::{IndexReader, Row};
+use std::{cmp::Ordering, sync::Arc};
+
+use super::index::{BlockCache, IndexReader, Row};
 use crate::{
     engine::catalog,
     error::{Error, Result},
@@ -73,6 +75,8 @@ impl Located {
     }
 }
 
+pub use nodes::Listed;
+
 /// The opened indexes of a chain.
 pub struct Chain {
     runs: Vec<IndexReader>,
@@ -97,10 +101,19 @@ impl Chain {
 
     /// Opens `snapshots`, level 0 first and each the base of the next, in parallel.
     pub fn open(volume: &Volume, snapshots: &[Snapshot]) -> Result<Self> {
+        Self::open_by(snapshots, |one| IndexReader::open(volume, one))
+    }
+
+    /// The same with a cache of blocks that other chains use, too.
+    pub fn open_with(volume: &Volume, snapshots: &[Snapshot], cache: &Arc<BlockCache>) -> Result<Self> {
+        Self::open_by(snapshots, |one| IndexReader::open_with(volume, one, cache))
+    }
+
+    fn open_by(snapshots: &[Snapshot], open: impl Fn(&Snapshot) -> Result<IndexReader> + Sync) -> Result<Self> {
         let runs = match snapshots {
-            [one] => vec![IndexReader::open(volume, one)?],
+            [one] => vec![open(one)?],
             several => std::thread::scope(|scope| {
-                let open: Vec<_> = several.iter().map(|one| scope.spawn(|| IndexReader::open(volume, one))).collect();
+                let open: Vec<_> = several.iter().map(|one| scope.spawn(|| open(one))).collect();
                 let lost = || Err(Error::integrity("a thread that opens an index ended early"));
                 open.into_iter().map(|one| one.join().unwrap_or_else(|_| lost())).collect::<Result<Vec<_>>>()
             })?,

@@ -121,6 +121,8 @@ struct Pass<'a> {
     parent: Option<(Vec<u8>, OwnedFd)>,
     /// Directories that were there before.
     existed: HashSet<Vec<u8>>,
+    /// Those among them that a restore made which did not end.
+    half_made: HashSet<Vec<u8>>,
     /// Directories that could not be made.
     blocked: HashSet<Vec<u8>>,
     /// Directories made only because something taken lies below them.
@@ -138,7 +140,8 @@ enum Decision {
 impl<'a> Pass<'a> {
     fn new(shared: &'a Shared<'a>, options: &'a Options) -> Self {
         let (existed, blocked, implied) = (HashSet::new(), HashSet::new(), HashSet::new());
-        Self { shared, options, parent: None, existed, blocked, implied, has_links: false }
+        let half_made = HashSet::new();
+        Self { shared, options, parent: None, existed, half_made, blocked, implied, has_links: false }
     }
 
     /// Makes directories and small things, and feeds files to the workers.
@@ -243,6 +246,9 @@ impl<'a> Pass<'a> {
         match found.map(|stat| FileType::from_raw_mode(stat.st_mode)) {
             Some(FileType::Directory) => {
                 if !self.implied.contains(&entry.path) {
+                    if found.is_some_and(|stat| target::is_half_made(stat.st_mode)) {
+                        self.half_made.insert(entry.path.clone());
+                    }
                     self.existed.insert(entry.path.clone());
                     self.shared.target.sweep(&entry.path);
                 }
@@ -452,7 +458,9 @@ impl<'a> Pass<'a> {
                 content::check_interrupted(self.shared.monitor)?;
                 // What cannot be read was told by the first pass.
                 let Ok(Row { entry, .. }) = row else { continue };
-                let untouched = self.options.overwrite == Overwrite::Never && self.existed.contains(&entry.path);
+                let untouched = self.options.overwrite == Overwrite::Never
+                    && self.existed.contains(&entry.path)
+                    && !self.half_made.contains(&entry.path);
                 if entry.is_dir() && taken.wants(&entry.path, true) && !untouched {
                     self.directory_metadata(&entry);
                 }

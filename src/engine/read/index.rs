@@ -3,12 +3,12 @@
 //! Only the directory of blocks is held; blocks come one by one, each hashed before it is decoded, the last few kept.
 //! Memory grows with neither files nor frames. No loop here goes on longer than the directory of blocks says.
 
-use std::{
-    cmp::Ordering,
-    collections::VecDeque,
-    sync::{Arc, Mutex, PoisonError},
-};
+mod cache;
+mod numbered;
 
+use std::{cmp::Ordering, sync::Arc};
+
+use super::patience::may_wait;
 use crate::{
     error::{Error, Result},
     format::{
@@ -32,8 +32,11 @@ use crate::{
 
 /// Directory and footer are at most this long as stored, and the directory this long when plain: 400 million entries.
 const TAIL_LEN_MAX: u64 = 48 << 20;
-/// Decoded blocks are kept up to this many plain bytes; the newest one always.
-const CACHE_LEN_MAX: usize = 4 << 20;
+/// Decoded blocks of an index with a cache of its own are kept up to this many bytes of memory.
+const CACHE_LEN_MAX: usize = 24 << 20;
+
+pub use cache::BlockCache;
+pub use numbered::{List, Numbered};
 
 /// An entry, and the number of its extent when it has content.
 #[derive(Clone, Debug)]
@@ -61,7 +64,9 @@ pub struct IndexReader {
     entries: Vec<BlockInfo>,
     /// The blocks of the other sections, by their slot.
     sections: [Vec<BlockInfo>; SECTION_SLOTS],
-    cache: Mutex<Cache>,
+    cache: Arc<BlockCache>,
+    /// Its number in the cache.
+    id: u64,
 }
 
 /// A decoded block.
@@ -73,30 +78,6 @@ enum Block {
     Places(Vec<Place>),
     Inodes(Vec<Inode>),
     Chunks(Vec<ChunkRun>),
-}
-
-#[derive(Default)]
-struct Cache {
-    /// Offset in the object, plain length, block; the last used first.
-    blocks: VecDeque<(u64, usize, Arc<Block>)>,
-}
-
-impl Cache {
-    fn get(&mut self, offset: u64) -> Option<Arc<Block>> {
-        let at = self.blocks.iter().position(|(own, ..)| *own == offset)?;
-        if at > 0 {
-            let found = self.blocks.remove(at)?;
-            self.blocks.push_front(found);
-        }
-        self.blocks.front().map(|(.., block)| Arc::clone(block))
-    }
-
-    fn put(&mut self, offset: u64, len: usize, block: Arc<Block>) {
-        self.blocks.push_front((offset, len, block));
-        while self.blocks.len() > 1 && self.blocks.iter().map(|(_, len, _)| len).sum::<usize>() > CACHE_LEN_MAX {
-            self.blocks.pop_back();
-        }
-    }
 }
 
 fn damaged(what: &str) -> Error {
@@ -115,14 +96,19 @@ fn before_dir(path: &[u8], dir: &[u8]) -> bool {
 impl IndexReader {
     /// Reads the tail of the snapshot's index and checks it against the record.
     pub fn open(volume: &Volume, snapshot: &Snapshot) -> Result<Self> {
+        Self::open_with(volume, snapshot, &BlockCache::new(CACHE_LEN_MAX))
+    }
+
+    /// The same with a cache that others use, too.
+    pub fn open_with(volume: &Volume, snapshot: &Snapshot, cache: &Arc<BlockCache>) -> Result<Self> {
         let shown = format!("{}/{}", snapshot.job, snapshot.seq);
-        Self::open_tail(volume, snapshot, &shown).map_err(|e| {
+        Self::open_tail(volume, snapshot, &shown, cache).map_err(|e| {
             let error = e.context(format!("cannot open the index of snapshot {shown}"));
             if error.hint().is_some() { error } else { error.with_hint(format!("run `bk verify {shown}`")) }
         })
     }
 
-    fn open_tail(volume: &Volume, snapshot: &Snapshot, shown: &str) -> Result<Self> {
+    fn open_tail(volume: &Volume, snapshot: &Snapshot, shown: &str, cache: &Arc<BlockCache>) -> Result<Self> {
         let store = Arc::clone(&volume.store);
         let dir = run_dir(&snapshot.job, snapshot.run_id);
         let key = format!("{dir}{}", snapshot.index.name);
@@ -143,6 +129,7 @@ impl IndexReader {
         store.read_at(&key, len - tail_len, &mut tail)?;
         let directory = decode_tail(&tail, len, &snapshot.index.tail_digest)?;
         drop(tail);
+        let id = cache.id_of(&key);
         let mut reader = Self {
             store,
             dir,
@@ -155,7 +142,8 @@ impl IndexReader {
             names: snapshot.copied_from.as_ref().map(|from| from.chain.clone()),
             entries: Vec::new(),
             sections: Default::default(),
-            cache: Mutex::default(),
+            cache: Arc::clone(cache),
+            id,
         };
         for block in directory.blocks {
             match block.section {
@@ -198,6 +186,11 @@ impl IndexReader {
     /// `job/seq`
     pub fn shown(&self) -> &str {
         &self.shown
+    }
+
+    /// Its number in the cache it shares: the same for the same index, however often it is opened.
+    pub fn id(&self) -> u64 {
+        self.id
     }
 
     /// How the snapshot's frames are compressed.
@@ -611,12 +604,13 @@ impl IndexReader {
     }
 
     fn block(&self, info: &BlockInfo) -> Result<Arc<Block>> {
-        let lock = || self.cache.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(block) = lock().get(info.offset) {
+        let key = (self.id, info.offset);
+        if let Some(block) = self.cache.get(key) {
             return Ok(block);
         }
+        may_wait()?;
         let block = Arc::new(self.decode(info)?);
-        lock().put(info.offset, info.plain_len as usize, Arc::clone(&block));
+        self.cache.put(key, Arc::clone(&block));
         Ok(block)
     }
 }

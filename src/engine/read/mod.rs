@@ -10,6 +10,7 @@ pub mod frame;
 pub mod index;
 pub mod metadata;
 pub mod outcome;
+pub mod patience;
 pub mod select;
 pub mod target;
 pub mod worker;

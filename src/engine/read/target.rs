@@ -25,8 +25,14 @@ use crate::{
 
 /// Temporary names begin so. A killed restore can leave one only where unnamed files do not exist.
 pub const TEMP_PREFIX: &str = ".bk-tmp-";
-/// Directories have this mode until their own is set at the end.
-pub const DIR_MODE: Mode = Mode::from_raw_mode(0o700);
+/// Directories have this mode until their own is set at the end. The sticky bit, which says nothing while nobody else may enter, tells those that a
+/// killed restore left from the user's own.
+pub const DIR_MODE: Mode = Mode::from_raw_mode(0o1700);
+
+/// Whether a restore that did not end made a directory of this mode. One made in a directory that hands on its group has that bit, too.
+pub fn is_half_made(mode: u32) -> bool {
+    mode & 0o5777 == DIR_MODE.bits()
+}
 
 /// So often a directory is opened anew when names change under it; then it is walked name by name.
 const OPEN_TRIES_MAX: usize = 32;

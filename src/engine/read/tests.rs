@@ -233,6 +233,7 @@ fn write(draft: &Draft, plain: Vec<u8>) -> Made {
         base: None,
         promoted_from: None,
         taken_at: at,
+        store_at: None,
         expires_at: None,
         definition: Digest::of(b""),
         codec: Codec::None,

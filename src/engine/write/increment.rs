@@ -143,6 +143,7 @@ impl<'a> Increment<'a> {
                 removed.push_back(own.to_vec());
             }
             let stat = match names.dir {
+                Some(_) if n < names.stats.len() => names.stats[n],
                 Some(dir) => rustix::fs::statat(dir, name, AtFlags::SYMLINK_NOFOLLOW),
                 None => Err(Errno::NOENT),
             };

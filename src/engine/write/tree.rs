@@ -4,16 +4,18 @@
 //! at again afterwards. A small file that changed meanwhile is read again, up to three times; whatever happens, the archive stays well formed
 //! and what is not as it was is marked and named.
 
+mod deleted;
 mod file;
 mod read;
 
-use std::os::fd::OwnedFd;
+use std::{fs::File, os::fd::OwnedFd};
 
 use rustix::{
     fs::{AtFlags, Mode, OFlags, Stat},
     io::Errno,
 };
 
+use self::deleted::Deleted;
 use super::{
     delta::{self},
     framer::Framer,
@@ -71,6 +73,7 @@ struct Tree<'a, 'b> {
     header: Vec<u8>,
     /// The text of `.bk/incomplete`.
     note: Vec<u8>,
+    deleted: Deleted<'a>,
     no_atime: bool,
     told: (u64, u64),
 }
@@ -82,6 +85,8 @@ struct Now {
     old: Option<Box<Row>>,
     /// The base has the name.
     was_there: bool,
+    /// The kind of the name in the base, when it is not as the base says.
+    was_kind: Option<EntryKind>,
     /// It is the same directory.
     same: bool,
     /// It is as it was, but has several names.
@@ -132,7 +137,10 @@ impl Visitor for Tree<'_, '_> {
             Plan::Same(_) => (self.now.same, self.now.was_there) = (true, true),
             Plan::New => {}
             Plan::Linked(old) => self.now = Now { old: Some(old), was_there: true, linked: true, ..Now::default() },
-            Plan::Changed(old) => self.now = Now { old: Some(old), was_there: true, ..Now::default() },
+            Plan::Changed(old) => {
+                let was_kind = Some(old.entry.kind);
+                self.now = Now { old: Some(old), was_there: true, was_kind, ..Now::default() };
+            }
         }
         Ok(true)
     }
@@ -206,12 +214,16 @@ impl Visitor for Tree<'_, '_> {
             None => Ok(()),
         }
     }
+
+    fn looks_first(&self) -> bool {
+        self.increment.is_some()
+    }
 }
 
 /// Stores the tree of a run.
 pub struct Request<'a> {
-    /// Finds hard links.
-    pub links: Links<'a>,
+    /// Makes temporary files, for what does not fit into memory.
+    pub scratch: &'a dyn Fn() -> Result<File>,
     /// How long contents are compared; without it no chunks are noted.
     pub deltas: Option<&'a delta::Settings>,
     /// What it is an increment of.
@@ -228,7 +240,7 @@ pub fn store<'a>(
     framer.begin(0);
     let mut tree = Tree {
         framer,
-        links: request.links,
+        links: Links::new(request.scratch),
         monitor,
         deltas: request.deltas,
         increment: request.base.map(Increment::new),
@@ -238,6 +250,7 @@ pub fn store<'a>(
         outcome: Outcome::default(),
         header: Vec::new(),
         note: Vec::new(),
+        deleted: Deleted::new(request.scratch),
         no_atime: true,
         told: (0, 0),
     };
@@ -247,6 +260,7 @@ pub fn store<'a>(
 
 impl Tree<'_, '_> {
     fn finish(mut self) -> Result<Outcome> {
+        self.deleted.store(self.framer)?;
         if !self.note.is_empty() {
             let mut bytes = Vec::new();
             write::note(b"incomplete", &self.note, &mut bytes);
@@ -387,6 +401,7 @@ impl Tree<'_, '_> {
 
     fn removed(&mut self, path: Vec<u8>) -> Result<()> {
         self.outcome.totals.removed_entries += 1;
+        self.deleted.add(&path)?;
         self.put_row(Entry::new(path, EntryKind::Removed))
     }
 
@@ -468,6 +483,13 @@ impl Tree<'_, '_> {
 
     fn row(&mut self, entry: Entry) -> Result<()> {
         self.count(&entry);
+        // Nothing extracted takes the place of a directory, or is put there for a socket.
+        let is_in_the_way = |was: EntryKind| {
+            (was == EntryKind::Dir) != entry.is_dir() || entry.kind == EntryKind::Socket && was != EntryKind::Socket
+        };
+        if self.now.was_kind.take().is_some_and(is_in_the_way) {
+            self.deleted.add(&entry.path)?;
+        }
         self.now.settled = true;
         self.outcome.totals.changed_entries += u64::from(self.increment.is_some());
         self.put_row(entry)

@@ -135,13 +135,18 @@ pub fn header_with(entry: &Entry, dumpdir: Option<&[u8]>, out: &mut Vec<u8>) -> 
 
 /// A member of bk's own, a plain file below `.bk/`, whole with its padding.
 pub fn note(name: &[u8], content: &[u8], out: &mut Vec<u8>) {
-    let mut entry = Entry::new(path::join(super::PRIVATE_DIR, name), EntryKind::File);
-    entry.mode = 0o600;
-    entry.stored_len = content.len() as u64;
-    entry.size = entry.stored_len;
-    header(&entry, out);
+    note_header(name, content.len() as u64, out);
     out.extend_from_slice(content);
     out.resize(out.len().next_multiple_of(BLOCK_LEN), 0);
+}
+
+/// Appends the header of such a member, whose content is `len` bytes.
+pub fn note_header(name: &[u8], len: u64, out: &mut Vec<u8>) {
+    let mut entry = Entry::new(path::join(super::PRIVATE_DIR, name), EntryKind::File);
+    entry.mode = 0o600;
+    entry.stored_len = len;
+    entry.size = len;
+    header(&entry, out);
 }
 
 /// The path as tar has it: directories end in `/`, the root is `./`.

@@ -55,7 +55,7 @@ pub(super) fn decide(volume: &Volume, log: &JobLog, request: &Request, definitio
 }
 
 /// What keeps a snapshot from being a base: objects that are missing, an index that cannot be read.
-fn damage(volume: &Volume, member: &Snapshot) -> Result<Option<String>> {
+pub(super) fn damage(volume: &Volume, member: &Snapshot) -> Result<Option<String>> {
     if let Some(what) = catalog::damage(volume, member)? {
         return Ok(Some(what));
     }
@@ -87,6 +87,7 @@ pub(super) struct Place {
     /// The seq it aims at, and the digest of the record before it.
     pub(super) next: (u64, Option<Digest>),
     pub(super) taken_at: Instant,
+    pub(super) store_at: Option<Instant>,
     pub(super) expires_at: Option<Instant>,
     pub(super) definition: Digest,
     pub(super) decision: Decision,

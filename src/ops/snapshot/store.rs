@@ -3,6 +3,7 @@
 use super::{
     Input, Request,
     choose::{Chosen, Place},
+    turn::Guarded,
 };
 use crate::{
     engine::{
@@ -12,7 +13,6 @@ use crate::{
             framer::Framer,
             increment::Base,
             index::IndexWriter,
-            links::Links,
             part::{PartWriter, Stored, Target},
             pipeline,
             sorted::Sorted,
@@ -46,7 +46,7 @@ pub(super) struct Run<'a> {
     pub(super) volume: &'a Volume,
     pub(super) local: Option<&'a LocalStore>,
     pub(super) request: &'a Request,
-    pub(super) monitor: &'a dyn Monitor,
+    pub(super) monitor: Guarded<'a>,
     pub(super) roots: Roots,
     pub(super) names: Vec<Name>,
     pub(super) dir: String,
@@ -84,15 +84,15 @@ impl Run<'_> {
                 .local
                 .and_then(|local| rustix::fs::fstat(local.root()).ok())
                 .map(|stat| (stat.st_dev, stat.st_ino));
-            let walk = Walk::new(&self.roots, &self.request.selection, volume);
+            let walk = Walk::new(&self.roots, &self.request.selection, volume, self.request.pipeline.threads);
             let scratch = || self.volume.store.scratch();
             let base = self.base.as_ref().map(|base| Base {
                 chain: &base.chain,
                 taken_at: base.snapshots.iter().map(|one| one.taken_at.as_second()).collect(),
                 ignore_inode: self.request.ignore_inode,
             });
-            let request = tree::Request { links: Links::new(&scratch), deltas: self.settings(), base };
-            outcome = tree::store(framer, walk, request, self.monitor)?;
+            let request = tree::Request { scratch: &scratch, deltas: self.settings(), base };
+            outcome = tree::store(framer, walk, request, &self.monitor)?;
         }
         for text in &self.roots.warnings {
             self.monitor.warn(text);
@@ -139,7 +139,8 @@ impl Run<'_> {
             Some(base) => base.chain.old_stream(name)?,
             None => None,
         };
-        let stream = stream::Stream { number, name: name.as_str(), settings: settings.as_ref(), monitor: self.monitor };
+        let stream =
+            stream::Stream { number, name: name.as_str(), settings: settings.as_ref(), monitor: &self.monitor };
         match (old, &self.base) {
             (Some((content, chunks)), Some(base)) if settings.is_some() => {
                 stream.compare(framer, delta::Old::new(&base.chain, content, chunks), input)
@@ -152,7 +153,7 @@ impl Run<'_> {
         match input {
             Input::Command(argv) => {
                 let mut producer = Producer::start(argv)?;
-                let mut output = Watched::new(producer.output()?, self.monitor);
+                let mut output = Watched::new(producer.output()?, &self.monitor);
                 let len = self.store_stream(framer, (number, name, Origin::Command), &mut output)?;
                 drop(output);
                 // A command that fails says so itself, before "the stream is empty" does.
@@ -160,7 +161,7 @@ impl Run<'_> {
                 Ok((not_empty(name, len)?, Origin::Command))
             }
             Input::Stdin => {
-                let mut input = Watched::stdin(self.monitor)?;
+                let mut input = Watched::stdin(&self.monitor)?;
                 let len = self.store_stream(framer, (number, name, Origin::Unverified), &mut input)?;
                 Ok((not_empty(name, len)?, Origin::Unverified))
             }
@@ -184,13 +185,14 @@ impl Run<'_> {
             node: request.node.clone(),
             run_id,
             nonce: Nonce::new()?,
-            epoch: 0,
+            epoch: self.monitor.lease().epoch(),
             seq: place.next.0,
             prev: place.next.1,
             level: place.decision.level(),
             base: place.base.clone(),
             promoted_from: place.decision.promoted_from(),
             taken_at: place.taken_at,
+            store_at: place.store_at,
             expires_at: place.expires_at,
             definition: place.definition,
             codec: request.pipeline.codec,

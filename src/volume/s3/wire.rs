@@ -7,7 +7,7 @@
 use std::{
     fmt,
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
@@ -23,7 +23,10 @@ use object_store::{
     },
 };
 
-use crate::{model::show, volume::Requests};
+use crate::{
+    model::{show, time::Instant},
+    volume::Requests,
+};
 
 /// A refusal's body is read up to this many bytes; what servers say fits well.
 const REFUSAL_LEN_MAX: usize = 64 << 10;
@@ -94,9 +97,25 @@ pub(super) struct Counts {
     other: AtomicU64,
     sent_bytes: AtomicU64,
     received_bytes: AtomicU64,
+    /// What the last answer said of the time, and when it came.
+    date: Mutex<Option<(i64, std::time::Instant)>>,
 }
 
 impl Counts {
+    /// The server's clock by its last answer, and what has passed since.
+    pub fn now(&self) -> Option<Instant> {
+        let (second, came) = (*self.date.lock().unwrap_or_else(PoisonError::into_inner))?;
+        Instant::from_second(second.checked_add(i64::try_from(came.elapsed().as_secs()).ok()?)?).ok()
+    }
+
+    fn dated(&self, response: &HttpResponse) {
+        let text = response.headers().get("date").and_then(|date| date.to_str().ok());
+        if let Some(date) = text.and_then(|text| jiff::fmt::rfc2822::parse(text).ok()) {
+            let date = (date.timestamp().as_second(), std::time::Instant::now());
+            *self.date.lock().unwrap_or_else(PoisonError::into_inner) = Some(date);
+        }
+    }
+
     pub fn read(&self) -> Requests {
         let get = |count: &AtomicU64| count.load(Ordering::Relaxed);
         Requests {
@@ -190,6 +209,7 @@ impl HttpService for Wire {
             return self.credentials(request).await;
         }
         let response = self.client.execute(request).await?;
+        self.counts.dated(&response);
         if !response.status().is_success() {
             return Err(refused(response).await);
         }

@@ -6,6 +6,8 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use bk::clock::Clock;
 use bk::engine::catalog;
@@ -26,7 +28,7 @@ use super::model::{Damage, Decided, Job, Picture, SKIPPED, Seen, Snap, differenc
 use super::store::{Life, Mortal};
 use crate::support::inventory::{Compare, Inventory, differences, inventory};
 use crate::support::rng::Rng;
-use crate::support::{Bk, is_root, temp_dir};
+use crate::support::{Bk, is_root, taken, temp_dir};
 
 /// A fault in words, or nothing.
 pub type Held = Result<(), String>;
@@ -64,9 +66,20 @@ pub struct Step {
 /// A clock that stands still.
 struct Still(u64);
 
+/// What the runs that waited for the lease of a killed one have waited.
+static WAITED_MS: AtomicU64 = AtomicU64::new(0);
+
 impl Clock for Still {
     fn unix_ms(&self) -> u64 {
         self.0
+    }
+
+    fn boot_ms(&self) -> u64 {
+        WAITED_MS.load(Ordering::Relaxed)
+    }
+
+    fn pause(&self, time: Duration) {
+        WAITED_MS.fetch_add(time.as_millis() as u64, Ordering::Relaxed);
     }
 }
 
@@ -295,6 +308,7 @@ impl World {
             },
             patterns,
             level: Some(level),
+            min_interval: None,
             keep: keep.map(|text| text.parse().unwrap()),
             streams: self.has_stream[job].then(|| (STREAM.parse().unwrap(), input)).into_iter().collect(),
             pipeline: pipeline::Settings {
@@ -375,7 +389,7 @@ impl World {
         let decided = self.decided(job, &request);
         let tree = self.picture(job);
         self.life.revive(0);
-        let ran = snapshot::run(&self.volume, None, &request, &clock, &Silent);
+        let ran = snapshot::run(&self.volume, None, &request, &clock, &Silent).map(taken);
         let outcome = ran.map_err(|e| format!("the snapshot failed: {}", failed(e)))?;
         self.calls = self.life.revive(i64::MAX);
         self.trace.push(format!("  {} {decided:?} asked {:?} ahead {more:?}", outcome.snapshot, request.level));
@@ -482,7 +496,7 @@ impl World {
             _ => {
                 let (calls, last) = (rng.below(self.calls.max(1) as u64 + 3) as i64, rng.below(2) == 0);
                 self.life.end_after(calls, last);
-                let ran = snapshot::run(&self.volume, None, &request, &self.clock(0), &Silent);
+                let ran = snapshot::run(&self.volume, None, &request, &self.clock(0), &Silent).map(taken);
                 self.life.revive(calls);
                 let ended = ran.map_or_else(failed, |outcome| outcome.snapshot);
                 self.trace.push(format!("  killed after {calls} calls, the last done: {last}: {ended}"));

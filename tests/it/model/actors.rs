@@ -297,6 +297,7 @@ impl Doer {
             }),
             promoted_from: decision.promoted_from(),
             taken_at: taken,
+            store_at: None,
             expires_at: (!keep).then(|| Instant::from_second(NOW_MS as i64 / 1000 - 1)).transpose()?,
             definition,
             codec: Codec::None,

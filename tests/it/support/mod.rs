@@ -6,6 +6,7 @@
 
 pub mod history;
 pub mod inventory;
+pub mod patroni;
 pub mod proxy;
 pub mod rng;
 pub mod s3;
@@ -307,6 +308,15 @@ impl World {
         let runs = sorted(&self.volume.join("data").join(job));
         let run = runs.last().unwrap_or_else(|| panic!("job {job} has no data"));
         sorted(run).into_iter().filter(|p| name_of(p).starts_with(prefix)).collect()
+    }
+}
+
+/// The snapshot of a run whose turn it was.
+#[track_caller]
+pub fn taken(ended: bk::ops::snapshot::Ended) -> bk::ops::snapshot::Outcome {
+    match ended {
+        bk::ops::snapshot::Ended::Taken(outcome) => *outcome,
+        bk::ops::snapshot::Ended::Skipped(skipped) => panic!("{skipped:?}"),
     }
 }
 

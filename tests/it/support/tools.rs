@@ -77,9 +77,17 @@ impl Mounted {
 
     /// ext4 made in `image` (`size` bytes) and mounted at `at`.
     pub fn ext4(image: &Path, size: u64, at: &Path) -> Option<Self> {
+        Self::ext4_with(image, size, at, &[])
+    }
+
+    /// The same, made with `more` options.
+    pub fn ext4_with(image: &Path, size: u64, at: &Path, more: &[&str]) -> Option<Self> {
         fs::create_dir_all(at).unwrap();
         fs::File::create(image).unwrap().set_len(size).unwrap();
-        if !run("mkfs.ext4", &["-q".as_ref(), "-F".as_ref(), image.as_ref()]) {
+        let mut words: Vec<&OsStr> = vec!["-q".as_ref(), "-F".as_ref()];
+        words.extend(more.iter().map(OsStr::new));
+        words.push(image.as_ref());
+        if !run("mkfs.ext4", &words) {
             return None;
         }
         let found = Command::new("losetup").args(["-f", "--show"]).arg(image).env("PATH", path_with_sbin()).output();

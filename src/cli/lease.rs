@@ -1,0 +1,51 @@
+//! `bk lease`
+
+use super::{Context, Ended};
+use crate::{
+    clock::System,
+    config::{
+        meaning,
+        typed::{LeaseCommand, LeaseReleaseArgs},
+    },
+    error::Result,
+    ops::lease,
+};
+
+pub fn run(context: &Context<'_>, command: &LeaseCommand) -> Result<Ended> {
+    match command {
+        LeaseCommand::List { job } => list(context, job.as_deref()),
+        LeaseCommand::Release(args) => release(context, args),
+    }
+}
+
+fn list(context: &Context<'_>, job: Option<&str>) -> Result<Ended> {
+    let job = job.map(str::parse).transpose()?;
+    for row in lease::list(&context.volume_itself()?, job.as_ref())? {
+        if context.out.is_json() {
+            context.out.object("lease", &row)?;
+            continue;
+        }
+        let process = row.pid.map_or_else(String::new, |pid| format!(" process {pid}"));
+        let node = row.node.map_or_else(String::new, |node| format!("  node {node}{process}"));
+        let at = row.written_at.map_or_else(String::new, |at| format!("  {at}"));
+        context.out.line(&format!("{}  epoch {}  {}{node}{at}", row.job, row.epoch, row.state))?;
+    }
+    Ok(Ended::Done)
+}
+
+fn release(context: &Context<'_>, args: &LeaseReleaseArgs) -> Result<Ended> {
+    let (volume, job) = (context.volume_itself()?, args.job.parse()?);
+    let progress = context.progress("lease release");
+    let node = meaning::node(args.node.as_ref());
+    let released = lease::release(&volume, &job, &node, args.yes, &System, &progress)?;
+    drop(progress);
+    if context.out.is_json() {
+        context.out.object("result", &released)?;
+    } else {
+        match released.epoch {
+            Some(epoch) => context.out.say(&format!("released epoch {epoch} of {job}")),
+            None => context.out.say(&format!("nobody holds a lease of {job}")),
+        }
+    }
+    Ok(Ended::Done)
+}

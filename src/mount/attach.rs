@@ -1,0 +1,279 @@
+//! Into the tree of mounts and out of it again.
+//!
+//! Root mounts by itself, so that no other program is needed and what is unmounted is exactly what was mounted; others go by
+//! `fusermount3`, which is the system's way to let them. Nothing here looks into a file system it does not know to be alive.
+
+use std::{
+    ffi::CString,
+    io::IoSliceMut,
+    mem::MaybeUninit,
+    os::{
+        fd::{AsFd, AsRawFd, OwnedFd},
+        unix::{ffi::OsStrExt, fs::MetadataExt},
+    },
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+};
+
+use rustix::{
+    io::Errno,
+    mount::{MountFlags, UnmountFlags},
+    net::{AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SocketFlags, SocketType},
+};
+
+use crate::error::{Error, Result};
+
+/// What mounts of bk are called in `/proc/self/mountinfo`.
+pub const FS_TYPE: &str = "fuse.bk";
+
+/// How it is mounted.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Options {
+    /// Programs in it may be run.
+    pub allow_exec: bool,
+    /// Other users may come in, as far as modes and owners let them.
+    pub allow_other: bool,
+}
+
+/// A line of mountinfo.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// Major and minor of its device.
+    pub device: String,
+    /// The file system's type.
+    pub kind: String,
+    path: Vec<u8>,
+}
+
+/// Undoes `\040` and the like.
+fn unescape(text: &[u8]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(text.len());
+    let mut at = 0;
+    while at < text.len() {
+        let digits = text.get(at + 1..at + 4).filter(|_| text[at] == b'\\');
+        let byte = digits.and_then(|digits| u8::from_str_radix(std::str::from_utf8(digits).ok()?, 8).ok());
+        out.push(byte.unwrap_or(text[at]));
+        at += if byte.is_some() { 4 } else { 1 };
+    }
+    out
+}
+
+fn parse(line: &[u8]) -> Option<Entry> {
+    let fields: Vec<&[u8]> = line.split(|&b| b == b' ').collect();
+    let dash = fields.iter().position(|field| *field == b"-")?;
+    let text = |field: &[u8]| String::from_utf8_lossy(field).into_owned();
+    Some(Entry { device: text(fields.get(2)?), kind: text(fields.get(dash + 1)?), path: unescape(fields.get(4)?) })
+}
+
+/// What is mounted on exactly this path, the last one on top.
+pub fn mounted_at(path: &Path) -> Result<Option<Entry>> {
+    let text = std::fs::read("/proc/self/mountinfo").map_err(|e| Error::io("cannot read /proc/self/mountinfo", e))?;
+    let all = text.split(|&b| b == b'\n').filter_map(parse);
+    Ok(all.filter(|entry| entry.path == path.as_os_str().as_bytes()).last())
+}
+
+/// The absolute path of a mount point, dead or alive: only the directory above it is looked at.
+pub fn absolute(path: &Path) -> Result<PathBuf> {
+    let failed = |e| Error::io(format!("cannot find {}", path.display()), e).with_kind(crate::error::Kind::Usage);
+    let whole = std::path::absolute(path).map_err(failed)?;
+    match (whole.parent(), whole.file_name()) {
+        (Some(parent), Some(name)) => {
+            let parent = parent.canonicalize().map_err(failed)?;
+            let is_link = parent.join(name).symlink_metadata().is_ok_and(|meta| meta.is_symlink());
+            if is_link { whole.canonicalize().map_err(failed) } else { Ok(parent.join(name)) }
+        }
+        _ => whole.canonicalize().map_err(failed),
+    }
+}
+
+fn is_dead(path: &Path) -> bool {
+    let stat = rustix::fs::stat(path);
+    matches!(stat, Err(Errno::NOTCONN | Errno::CONNABORTED))
+}
+
+/// The mount point, free to be mounted on: what a killed bk left there is taken away.
+pub fn prepare(path: &Path) -> Result<(PathBuf, bool)> {
+    let path = absolute(path)?;
+    let mut was_stale = false;
+    while is_dead(&path) {
+        match mounted_at(&path)? {
+            Some(entry) if entry.kind == FS_TYPE => unmount(&path, true)?,
+            _ => {
+                return Err(Error::usage(format!("{} is a dead mount of another program", path.display()))
+                    .with_hint(format!("`umount -l {}`", path.display())));
+            }
+        }
+        was_stale = true;
+    }
+    if mounted_at(&path)?.is_some_and(|entry| entry.kind == FS_TYPE) {
+        return Err(Error::usage(format!("a volume is mounted on {} already", path.display()))
+            .with_hint(format!("`bk umount {}` unmounts it", path.display())));
+    }
+    let meta = std::fs::metadata(&path)
+        .map_err(|e| Error::io(format!("cannot mount on {}", path.display()), e).with_kind(crate::error::Kind::Usage))?;
+    if !meta.is_dir() {
+        return Err(Error::usage(format!("cannot mount on {}: it is not a directory", path.display())));
+    }
+    Ok((path, was_stale))
+}
+
+/// A name for lists of mounts: without what separates options.
+fn source(shown: &str) -> String {
+    let plain: String = shown.chars().map(|c| if c.is_control() || matches!(c, ',' | '\\' | ' ') { '_' } else { c }).collect();
+    format!("bk:{plain}")
+}
+
+/// Mounts on a prepared path; the descriptor is then to be served at once.
+pub fn mount(path: &Path, shown: &str, options: Options) -> Result<OwnedFd> {
+    if rustix::process::geteuid().is_root() {
+        match mount_as_root(path, shown, options) {
+            // Root of a container: the system's helper may be let.
+            Err(Errno::PERM) => {}
+            done => return done.map_err(|e| failed(path, e)),
+        }
+    }
+    mount_by_helper(path, shown, options)
+}
+
+fn failed(path: &Path, e: Errno) -> Error {
+    let error = Error::io(format!("cannot mount on {}", path.display()), e);
+    match e {
+        Errno::NOENT | Errno::NODEV | Errno::NXIO => error.with_hint("is FUSE there? `modprobe fuse`, and /dev/fuse"),
+        _ => error,
+    }
+}
+
+fn mount_as_root(path: &Path, shown: &str, options: Options) -> rustix::io::Result<OwnedFd> {
+    use rustix::fs::{CWD, Mode, OFlags};
+    let device = rustix::fs::openat(CWD, "/dev/fuse", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
+    let (uid, gid) = (rustix::process::getuid().as_raw(), rustix::process::getgid().as_raw());
+    let fd = device.as_fd().as_raw_fd();
+    let other = if options.allow_other { ",allow_other" } else { "" };
+    let data = format!("fd={fd},rootmode=40000,user_id={uid},group_id={gid},default_permissions{other}");
+    let data = CString::new(data).map_err(|_| Errno::INVAL)?;
+    let mut flags = MountFlags::RDONLY | MountFlags::NODEV | MountFlags::NOSUID | MountFlags::NOATIME;
+    if !options.allow_exec {
+        flags |= MountFlags::NOEXEC;
+    }
+    rustix::mount::mount(source(shown), path, FS_TYPE, flags, data.as_c_str())?;
+    Ok(device)
+}
+
+/// `fusermount3` mounts and hands the descriptor back over a socket that is its standard input.
+fn mount_by_helper(path: &Path, shown: &str, options: Options) -> Result<OwnedFd> {
+    let failed = |e| Error::io("cannot make a socket", std::io::Error::from(e));
+    let (own, theirs) =
+        rustix::net::socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None).map_err(failed)?;
+    let mut words = vec!["ro", "nodev", "nosuid", "noatime", "default_permissions", "subtype=bk"];
+    if !options.allow_exec {
+        words.push("noexec");
+    }
+    if options.allow_other {
+        words.push("allow_other");
+    }
+    let name = format!("fsname={}", source(shown));
+    words.push(&name);
+    let child = helper()
+        .arg("-o")
+        .arg(words.join(","))
+        .arg("--")
+        .arg(path)
+        .env("_FUSE_COMMFD", "0")
+        .stdin(Stdio::from(theirs))
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .map_err(no_helper)?;
+    let device = receive(&own);
+    let output = child.wait_with_output().map_err(no_helper)?;
+    match device {
+        Ok(Some(device)) if output.status.success() => Ok(device),
+        _ => {
+            let said = String::from_utf8_lossy(&output.stderr);
+            let error = Error::usage(format!("cannot mount on {}: {}", path.display(), said.trim()));
+            let hint = "`user_allow_other` in /etc/fuse.conf lets users share their mounts";
+            Err(if said.contains("user_allow_other") { error.with_hint(hint) } else { error })
+        }
+    }
+}
+
+fn helper() -> Command {
+    Command::new(std::env::var_os("FUSERMOUNT_PATH").unwrap_or_else(|| "fusermount3".into()))
+}
+
+fn no_helper(e: std::io::Error) -> Error {
+    Error::io("cannot run fusermount3", e).with_hint("install the package fuse3, or mount as root")
+}
+
+fn receive(socket: &OwnedFd) -> rustix::io::Result<Option<OwnedFd>> {
+    let mut byte = [0u8];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    loop {
+        match rustix::net::recvmsg(socket, &mut [IoSliceMut::new(&mut byte)], &mut control, RecvFlags::CMSG_CLOEXEC) {
+            Err(Errno::INTR) => {}
+            Err(e) => return Err(e),
+            Ok(_) => break,
+        }
+    }
+    let fd = control.drain().find_map(|message| match message {
+        RecvAncillaryMessage::ScmRights(mut fds) => fds.next(),
+        _ => None,
+    });
+    Ok(fd)
+}
+
+/// Unmounts what is on `path`; `lazy` also when it is in use: it goes from the tree at once, and ends with its last user.
+pub fn unmount(path: &Path, lazy: bool) -> Result<()> {
+    let flags = if lazy { UnmountFlags::DETACH } else { UnmountFlags::empty() };
+    let busy = || {
+        Error::usage(format!("{} is in use", path.display()))
+            .with_hint("`bk umount --lazy` takes it out of sight now, and it ends with its last user")
+    };
+    match rustix::mount::unmount(path, flags | UnmountFlags::NOFOLLOW) {
+        Ok(()) => return Ok(()),
+        Err(Errno::BUSY) => return Err(busy()),
+        Err(Errno::PERM | Errno::ACCESS) => {}
+        Err(e) => return Err(Error::io(format!("cannot unmount {}", path.display()), e)),
+    }
+    let mut command = helper();
+    command.arg("-u");
+    if lazy {
+        command.arg("-z");
+    }
+    let output = command.arg("--").arg(path).stdin(Stdio::null()).output().map_err(no_helper)?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    match output.status.success() {
+        true => Ok(()),
+        false if said.contains("busy") => Err(busy()),
+        false => Err(Error::usage(format!("cannot unmount {}: {}", path.display(), said.trim()))),
+    }
+}
+
+/// Has the kernel read ahead so much in files of the mount on `path`, as far as it lets us.
+pub fn set_read_ahead(path: &Path, kib: u64) {
+    let Ok(meta) = std::fs::metadata(path) else { return };
+    let (major, minor) = (rustix::fs::major(meta.dev()), rustix::fs::minor(meta.dev()));
+    // Only root may; without it reading is right, and slower.
+    let _ = std::fs::write(format!("/sys/class/bdi/{major}:{minor}/read_ahead_kb"), kib.to_string());
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_of_mountinfo() {
+        let line = br"36 35 98:0 / /mnt/with\040space\134x rw,noatime shared:1 master:2 - fuse.bk bk:/srv/bk rw,user_id=0";
+        let entry = parse(line).unwrap();
+        assert_eq!((entry.device.as_str(), entry.kind.as_str()), ("98:0", "fuse.bk"));
+        assert_eq!(entry.path, b"/mnt/with space\\x");
+        assert_eq!(parse(b"too short"), None);
+        assert_eq!(unescape(br"a\04"), br"a\04");
+    }
+
+    #[test]
+    fn names_cannot_become_options() {
+        assert_eq!(source("/srv/a,allow_other\n b"), "bk:/srv/a_allow_other__b");
+    }
+}

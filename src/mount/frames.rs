@@ -1,0 +1,251 @@
+//! Decoded frames: kept up to a number of bytes, each fetched and decoded once however many wait for it.
+//!
+//! Workers take what somebody waits for before what is only fetched ahead. A frame's digest is checked before it is decoded
+//! ([`FrameReader`]), so what is here was checked once and is never checked again.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
+};
+
+use quick_cache::{OptionsBuilder, Weighter, sync::Cache};
+
+use super::{
+    content::Stored,
+    counts::{Counts, add},
+};
+use crate::{
+    engine::read::frame::FrameReader,
+    error::{Error, Result},
+    monitor::Monitor,
+};
+
+/// The plain bytes of a frame.
+pub type Plain = Arc<Vec<u8>>;
+
+/// Index, stream, offset.
+type Key = (u64, u32, u64);
+
+/// Called with the frame; none when it could not be had, which was told.
+type Waiter = Box<dyn FnOnce(Option<Plain>) + Send>;
+
+#[derive(Clone)]
+struct ByLen;
+
+impl Weighter<Key, Plain> for ByLen {
+    fn weight(&self, _: &Key, plain: &Plain) -> u64 {
+        plain.capacity() as u64 + 64
+    }
+}
+
+/// The frames of a mount.
+pub struct Frames {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    cache: Cache<Key, Plain, ByLen>,
+    flights: Mutex<Flights>,
+    news: Condvar,
+    /// Workers that may fetch ahead at one time.
+    ahead_max: usize,
+    /// Bytes that may be queued to be fetched ahead.
+    ahead_len_max: u64,
+    counts: Arc<Counts>,
+    monitor: Arc<dyn Monitor>,
+}
+
+#[derive(Default)]
+struct Flights {
+    flying: HashMap<Key, Flight>,
+    wanted: VecDeque<Stored>,
+    ahead: VecDeque<Stored>,
+    ahead_len: u64,
+    ahead_running: usize,
+    is_over: bool,
+}
+
+#[derive(Default)]
+struct Flight {
+    waiters: Vec<Waiter>,
+    is_begun: bool,
+}
+
+fn key_of(stored: &Stored) -> Key {
+    (stored.opened.chain.run(stored.run).id(), stored.frame.stream, stored.frame.offset)
+}
+
+impl Frames {
+    /// Begins `threads` workers over a cache of `cache_len` bytes.
+    pub fn new(cache_len: u64, threads: usize, counts: Arc<Counts>, monitor: Arc<dyn Monitor>) -> Result<Self> {
+        let items = usize::try_from(cache_len >> 20).unwrap_or(64).max(16);
+        // One shard: a frame may be a large part of the cache. Half of it for frames that were used once, so that what was
+        // fetched ahead is not pushed out before it is read.
+        let options = OptionsBuilder::new()
+            .shards(1)
+            .estimated_items_capacity(items)
+            .weight_capacity(cache_len)
+            .hot_allocation(0.5)
+            .build()
+            .map_err(|e| Error::usage(format!("cannot make a cache of {cache_len} bytes: {e}")))?;
+        let threads = threads.max(1);
+        let shared = Arc::new(Shared {
+            cache: Cache::with_options(options, ByLen, Default::default(), Default::default()),
+            flights: Mutex::default(),
+            news: Condvar::new(),
+            ahead_max: (threads - threads / 4).max(1),
+            ahead_len_max: cache_len / 4,
+            counts,
+            monitor,
+        });
+        for _ in 0..threads {
+            let shared = Arc::clone(&shared);
+            std::thread::spawn(move || shared.work());
+        }
+        Ok(Self { shared })
+    }
+
+    /// A frame that is at hand.
+    pub fn get(&self, stored: &Stored) -> Option<Plain> {
+        self.shared.cache.get(&key_of(stored))
+    }
+
+    /// Calls `waiter` with the frame as soon as it is there.
+    pub fn want(&self, stored: &Stored, waiter: Waiter) {
+        let key = key_of(stored);
+        let mut flights = self.shared.flights();
+        // It may have come since the caller looked.
+        if let Some(plain) = self.shared.cache.get(&key) {
+            drop(flights);
+            return waiter(Some(plain));
+        }
+        let flight = flights.flying.entry(key).or_default();
+        let must_queue = !flight.is_begun && flight.waiters.is_empty();
+        flight.waiters.push(waiter);
+        if must_queue {
+            flights.wanted.push_back(stored.clone());
+            drop(flights);
+            self.shared.news.notify_one();
+        }
+    }
+
+    /// Fetches a frame nobody waits for yet, when there is room for it.
+    pub fn fetch_ahead(&self, stored: &Stored) {
+        let key = key_of(stored);
+        if self.shared.cache.peek(&key).is_some() {
+            return;
+        }
+        let mut flights = self.shared.flights();
+        let len = u64::from(stored.frame.len);
+        if flights.flying.contains_key(&key) || flights.ahead_len + len > self.shared.ahead_len_max {
+            return;
+        }
+        flights.flying.insert(key, Flight::default());
+        flights.ahead_len += len;
+        flights.ahead.push_back(stored.clone());
+        drop(flights);
+        self.shared.news.notify_one();
+    }
+
+    /// Bytes of decoded frames kept.
+    #[cfg(test)]
+    pub fn kept(&self) -> u64 {
+        self.shared.cache.weight()
+    }
+}
+
+impl Drop for Frames {
+    fn drop(&mut self) {
+        self.shared.flights().is_over = true;
+        self.shared.news.notify_all();
+    }
+}
+
+impl Shared {
+    fn flights(&self) -> MutexGuard<'_, Flights> {
+        self.flights.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The next frame to fetch, and whether it is only ahead; none at the end.
+    fn next(&self) -> Option<(Stored, bool)> {
+        let mut flights = self.flights();
+        loop {
+            if flights.is_over {
+                return None;
+            }
+            if let Some(stored) = flights.wanted.pop_front() {
+                match flights.flying.get_mut(&key_of(&stored)) {
+                    Some(flight) if !flight.is_begun => flight.is_begun = true,
+                    _ => continue,
+                }
+                return Some((stored, false));
+            }
+            if flights.ahead_running < self.ahead_max
+                && let Some(stored) = flights.ahead.pop_front()
+            {
+                match flights.flying.get_mut(&key_of(&stored)) {
+                    Some(flight) if !flight.is_begun => flight.is_begun = true,
+                    // Somebody wanted it before its turn came.
+                    _ => {
+                        flights.ahead_len -= u64::from(stored.frame.len);
+                        continue;
+                    }
+                }
+                flights.ahead_running += 1;
+                return Some((stored, true));
+            }
+            flights = self.news.wait(flights).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    fn work(&self) {
+        let mut reader = FrameReader::new();
+        while let Some((stored, is_ahead)) = self.next() {
+            let read = match &mut reader {
+                Ok(reader) => catch_unwind(AssertUnwindSafe(|| read(reader, &stored))),
+                Err(e) => Ok(Err(Error::new(e.kind(), e.to_string()))),
+            };
+            let read = read.unwrap_or_else(|_| {
+                reader = FrameReader::new();
+                Err(Error::integrity("a frame made its decoder panic"))
+            });
+            add(&self.counts.decoded);
+            self.done(&stored, is_ahead, read);
+        }
+    }
+
+    fn done(&self, stored: &Stored, is_ahead: bool, read: Result<Plain>) {
+        let key = key_of(stored);
+        let plain = match read {
+            Ok(plain) => Some(plain),
+            Err(e) => {
+                add(&self.counts.faults);
+                self.monitor.warn(&e.to_string());
+                None
+            }
+        };
+        let mut flights = self.flights();
+        // Before the flight ends: whoever finds it gone finds the frame.
+        if let Some(plain) = &plain {
+            self.cache.insert(key, Arc::clone(plain));
+        }
+        let waiters = flights.flying.remove(&key).map(|flight| flight.waiters).unwrap_or_default();
+        if is_ahead {
+            flights.ahead_running -= 1;
+            flights.ahead_len -= u64::from(stored.frame.len);
+            add(&self.counts.ahead);
+        }
+        drop(flights);
+        if is_ahead {
+            self.news.notify_one();
+        }
+        waiters.into_iter().for_each(|waiter| waiter(plain.clone()));
+    }
+}
+
+fn read(reader: &mut FrameReader, stored: &Stored) -> Result<Plain> {
+    let mut plain = Vec::new();
+    reader.read(stored.opened.chain.run(stored.run), &stored.frame, &mut plain)?;
+    Ok(Arc::new(plain))
+}

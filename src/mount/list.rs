@@ -1,0 +1,145 @@
+//! Directories: what is in them, from any place on.
+//!
+//! A place in a list is a number that names the row it comes after, not a count: so a list that is read in pieces, as the
+//! kernel does, costs the same at its end as at its beginning, and nothing is kept between the pieces.
+
+use std::sync::Arc;
+
+use rustix::io::Errno;
+
+use super::{
+    Answer,
+    attr::Attr,
+    core::Core,
+    node::{Node, Place},
+    snap::{Opened, Snap, number},
+};
+use crate::model::{
+    entry::EntryKind,
+    path,
+};
+
+/// The places after `.`, `..` and the directory of streams or `latest`; rows and numbers follow.
+const AFTER_DOT: u64 = 1;
+const AFTER_DOTS: u64 = 2;
+const AFTER_SPECIAL: u64 = 3;
+const FIRST_ROW: u64 = 16;
+const RUN_SHIFT: u32 = 36;
+
+/// One entry of a list: name, attributes, and the place after it. True when there is room for no more.
+pub type Put<'a> = &'a mut dyn FnMut(&[u8], &Attr, u64) -> bool;
+
+impl Core {
+    /// Tells `put` what is in the directory `node` after the place `from`, until it has enough.
+    pub fn list(&self, node: Node, from: u64, put: Put<'_>) -> Answer<()> {
+        let place = self.place(node)?;
+        if from < AFTER_DOT && put(b".", &self.attr_at(place)?, AFTER_DOT) {
+            return Ok(());
+        }
+        if from < AFTER_DOTS && put(b"..", &self.parent_of(place)?, AFTER_DOTS) {
+            return Ok(());
+        }
+        match place {
+            Place::Top => self.list_jobs(from, put),
+            Place::Job(job) => self.list_snaps(job, from, put),
+            Place::Root(slot) => {
+                let opened = self.top.opened(slot)?;
+                self.list_root(&opened, from, put)
+            },
+            Place::Streams(slot) => list_streams(&*self.top.opened(slot)?, from, put),
+            Place::Row { slot, run, row } => {
+                let opened = self.top.opened(slot)?;
+                let row = opened.chain.numbered(run, row)?.ok_or(Errno::STALE)?;
+                if row.kind != EntryKind::Dir {
+                    return Err(Errno::NOTDIR.into());
+                }
+                self.list_dir(node, &opened, &row.path, from, put)
+            }
+            Place::Stream(..) | Place::Latest(_) => Err(Errno::NOTDIR.into()),
+        }
+    }
+
+    fn list_jobs(&self, from: u64, put: Put<'_>) -> Answer<()> {
+        let mut jobs = self.top.jobs()?;
+        jobs.sort_by_key(|job| job.number);
+        for job in jobs.iter().filter(|job| job.number + FIRST_ROW >= from) {
+            if put(job.name.as_str().as_bytes(), &self.job_attr(job)?, job.number + FIRST_ROW + 1) {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    fn list_snaps(&self, job: u64, from: u64, put: Put<'_>) -> Answer<()> {
+        let job = self.top.job(job)?;
+        if from < AFTER_SPECIAL
+            && let Some(newest) = job.snaps.values().next_back()
+            && put(b"latest", &super::core::latest_attr(newest)?, AFTER_SPECIAL)
+        {
+            return Ok(());
+        }
+        let rest: Vec<&Arc<Snap>> = job.snaps.range(from.saturating_sub(FIRST_ROW)..).map(|(_, snap)| snap).collect();
+        for snap in rest {
+            // One that is damaged is shown all the same, and says so when it is entered.
+            let attr = match self.root_attr(snap) {
+                Err(super::Failure::Fault(e)) if crate::engine::read::patience::may_wait().is_ok() => {
+                    self.monitor.warn(&e.to_string());
+                    Attr::made(number(Place::Root(snap.slot))?, EntryKind::Dir, 0o555, 0, snap.taken_at())
+                }
+                attr => attr?,
+            };
+            if put(snap.name.as_bytes(), &attr, snap.snapshot.seq + FIRST_ROW + 1) {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    fn list_root(&self, opened: &Arc<Opened>, from: u64, put: Put<'_>) -> Answer<()> {
+        if !opened.chain.has_tree() {
+            return list_streams(opened, from, put);
+        }
+        if from < AFTER_SPECIAL
+            && let Some(name) = &opened.streams_dir
+            && put(name.as_bytes(), &opened.streams_attr()?, AFTER_SPECIAL)
+        {
+            return Ok(());
+        }
+        let node = number(Place::Root(opened.slot))?;
+        self.list_dir(node, opened, b"", from, put)
+    }
+
+    fn list_dir(&self, node: Node, opened: &Arc<Opened>, dir: &[u8], from: u64, put: Put<'_>) -> Answer<()> {
+        let after = match from.checked_sub(FIRST_ROW) {
+            None => None,
+            Some(place) => {
+                let run = usize::try_from(place >> RUN_SHIFT).map_err(|_| Errno::INVAL)?;
+                let row = opened.chain.numbered(run, place & ((1 << RUN_SHIFT) - 1))?.ok_or(Errno::INVAL)?;
+                if path::split(&row.path).0 != dir {
+                    return Err(Errno::INVAL.into());
+                }
+                Some(row)
+            }
+        };
+        let oldest = self.oldest_in(node, opened, dir)?;
+        for row in opened.chain.list_numbered(dir, oldest, after.as_ref().map(|row| row.path.as_slice())) {
+            let row = row?;
+            let place = FIRST_ROW + ((row.run as u64) << RUN_SHIFT | row.number);
+            let path = row.clone();
+            if put(path::split(&path.path).1, &opened.attr_of(row)?, place) {
+                break;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn list_streams(opened: &Opened, from: u64, put: Put<'_>) -> Answer<()> {
+    let done = from.saturating_sub(FIRST_ROW);
+    for (n, name) in (1u32..).zip(opened.chain.streams()).filter(|(n, _)| u64::from(*n) > done) {
+        if put(name.as_str().as_bytes(), &opened.stream_attr(n)?, FIRST_ROW + u64::from(n)) {
+            break;
+        }
+    }
+    Ok(())
+}
