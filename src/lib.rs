@@ -9,7 +9,7 @@
 //! | 7 | [`cli`] | one file a verb; the only floor that prints |
 //! | 6 | [`ops`] | one run book a verb |
 //! | 5 | [`mount`] | snapshots as a file system: `core` without FUSE, `fuse` the adapter, `attach` |
-//! | 4 | [`engine`] | `write` (tree, stream, increment, delta, framer, chunk, pipeline, part, index), `read`, `copy`, `catalog` |
+//! | 4 | [`engine`] | `cluster` (lease), `write` (tree, stream, increment, delta, framer, chunk, pipeline, part, index), `read`, `copy`, `catalog` |
 //! | 3 | [`volume`], [`source`] | where objects lie (a directory, S3); what is read |
 //! | 2 | [`format`], [`plan`], [`config`] | bytes to values and back, pure; decisions, pure; what was typed and what it means |
 //! | 1 | [`model`], [`monitor`], [`clock`] | small values; how the library reports; the time |
@@ -18,7 +18,8 @@
 //! # The life of a snapshot
 //!
 //! 1. `cli::snapshot` turns what was typed into a [`ops::snapshot::Request`].
-//! 2. [`ops::snapshot::prepare`] checks the volume and reads the job's log, once; [`plan::level`] chooses level and base.
+//! 2. [`ops::snapshot::prepare`] checks the volume, takes the job's lease ([`engine::cluster::keeper`] renews it), and reads the log,
+//!    once; [`plan::interval`] asks whether the job is due, [`plan::level`] chooses level and base.
 //! 3. [`source::walk`] tells entries in order; [`engine::write::tree`] writes each one's tar header and reads its bytes behind it,
 //!    straight into the frame of [`engine::write::framer`].
 //!    Of an increment, [`engine::write::increment`] holds each directory against the base and [`engine::write::delta`] each long content.

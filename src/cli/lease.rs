@@ -20,11 +20,13 @@ pub fn run(context: &Context<'_>, command: &LeaseCommand) -> Result<Ended> {
 
 fn list(context: &Context<'_>, job: Option<&str>) -> Result<Ended> {
     let job = job.map(str::parse).transpose()?;
-    for row in lease::list(&context.volume_itself()?, job.as_ref())? {
-        if context.out.is_json() {
-            context.out.object("lease", &row)?;
-            continue;
-        }
+    let rows = lease::list(&context.volume_itself()?, job.as_ref())?;
+    if context.out.is_json() {
+        rows.iter().try_for_each(|row| context.out.object("lease", row))?;
+        context.out.object("result", &serde_json::json!({ "leases": rows.len() }))?;
+        return Ok(Ended::Done);
+    }
+    for row in rows {
         let process = row.pid.map_or_else(String::new, |pid| format!(" process {pid}"));
         let node = row.node.map_or_else(String::new, |node| format!("  node {node}{process}"));
         let at = row.written_at.map_or_else(String::new, |at| format!("  {at}"));

@@ -7,7 +7,7 @@
 use std::time::Duration;
 
 /// Looks at a lease before a candidate whose clock does not go gives up.
-const LOOK_COUNT_MAX: u32 = 400;
+const LOOK_COUNT_MAX: u32 = 200;
 
 /// How long a lease is good for, and what follows from that.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -193,7 +193,7 @@ mod tests {
         // A clock that stands still has an end.
         let mut candidate = Candidate::default();
         let turns: Vec<Turn> = (0..1000).map(|_| candidate.see(old, 5, TIMES)).collect();
-        assert_eq!((turns[300], turns[999]), (Turn::Wait, Turn::GiveUp));
+        assert_eq!((turns[150], turns[999]), (Turn::Wait, Turn::GiveUp));
     }
 
     #[test]

@@ -123,7 +123,7 @@ impl Scene {
 }
 
 /// Points spread over the run: all of the rare calls, evenly chosen ones of the others.
-fn points(counts: &BTreeMap<String, usize>, wanted: usize) -> Vec<(String, usize)> {
+pub fn points(counts: &BTreeMap<String, usize>, wanted: usize) -> Vec<(String, usize)> {
     let mut counts: Vec<(&String, usize)> = counts.iter().map(|(c, n)| (c, *n)).collect();
     counts.sort_by_key(|(_, n)| *n);
     let mut points = Vec::new();

@@ -30,6 +30,7 @@ mod hostile;
 mod increments;
 mod interop;
 mod kernel;
+mod lease;
 mod medium;
 mod memory;
 mod model;

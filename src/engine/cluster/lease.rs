@@ -2,8 +2,8 @@
 //!
 //! The newest object of `leases/<job>/` by its name says who holds the job; it is never deleted. Older ones are deleted by
 //! the holder, after it has seen that its own is the newest. So a candidate that slept may make an object of an epoch that
-//! was long deleted; it looks once more after its create, finds a later one, and has not taken the lease. That look may be
-//! too early as well, and it does not matter: the lease saves work, the log decides what counts.
+//! was long deleted; it looks once more after its create, finds a later one, and has not taken the lease. Were that look
+//! wrong, a run would work in vain, and no more: the lease saves work, the log decides what counts.
 
 use std::{sync::Arc, time::Duration};
 

@@ -2,11 +2,14 @@
 
 use std::cell::RefCell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use bk::clock::Clock;
 use bk::engine::catalog::{self, Author, Failed};
+use bk::engine::cluster::lease::{self, Acquired, Held, Who};
 use bk::error::{Error, Kind, Result};
 use bk::format::change::Expire;
 use bk::format::codec::Codec;
@@ -21,6 +24,8 @@ use bk::monitor::Silent;
 use bk::ops::{expire, keep};
 use bk::plan::commit::{Verdict, judge};
 use bk::plan::expiry;
+use bk::plan::interval::{self, Due};
+use bk::plan::lease::{Standing, Times};
 use bk::plan::level::{self, Decision};
 use bk::plan::log::JobLog;
 use bk::volume::memory::MemoryStore;
@@ -42,6 +47,10 @@ const START_COUNT: u64 = 500;
 pub enum Actor {
     /// Takes a snapshot. Its clock is `skew` seconds ahead; the snapshot is due at once unless it is to `keep`.
     Run { level: u8, skew: i64, keep: bool },
+    /// Takes a snapshot as one of a round: by the lease, and unless the job has one by now.
+    Leased { level: u8, keep: bool, ticks: Ticks },
+    /// Takes the lease and gives it back.
+    Candidate,
     /// Expires what is due.
     Expirer { allow_last: bool },
     /// Sweeps every run without a record, however young.
@@ -56,8 +65,70 @@ impl Actor {
         Self::Run { level, skew: rng.below(120) as i64, keep: rng.below(2) == 0 }
     }
 
+    pub fn leased(rng: &mut Rng) -> Self {
+        let level = [0, 1, 1, 2][rng.below(4) as usize];
+        let ticks = match rng.below(16) {
+            0 => Ticks::Still,
+            1..=3 => Ticks::Jumping,
+            _ => Ticks::Steady,
+        };
+        Self::Leased { level, keep: rng.below(2) == 0, ticks }
+    }
+
     pub fn expirer(rng: &mut Rng) -> Self {
         Self::Expirer { allow_last: rng.below(2) == 0 }
+    }
+}
+
+/// How the clocks of a node that shares rounds go: the one that can be set is wrong by up to days in any case.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ticks {
+    Steady,
+    Still,
+    /// Nothing passes in a wait, or ten lease times.
+    Jumping,
+}
+
+/// What the store's clock says in a round: the snapshots before it are an hour old.
+const STORE_NOW: i64 = NOW_MS as i64 / 1000 + 3600;
+/// The interval within which there is to be one snapshot.
+const INTERVAL: &str = "30min";
+const LEASE_TIMES: Times = Times { ttl: Duration::from_secs(24) };
+/// A wait passes so many times faster than it is asked for: what a candidate does in between is always the same.
+const HASTE: u64 = 8;
+
+/// The clock of one node.
+struct NodeClock {
+    ticks: Ticks,
+    nth: u64,
+    boot_ms: AtomicU64,
+    store: Arc<dyn Store>,
+}
+
+impl Clock for NodeClock {
+    fn unix_ms(&self) -> u64 {
+        // Days ahead, or behind.
+        let days = [0, 3, 0, 5][self.nth as usize % 4];
+        let ms = days * 86_400_000;
+        if self.nth % 8 < 4 { NOW_MS + ms } else { NOW_MS - ms }
+    }
+
+    fn boot_ms(&self) -> u64 {
+        self.boot_ms.load(Ordering::Relaxed)
+    }
+
+    fn pause(&self, time: Duration) {
+        let ms = time.as_millis() as u64;
+        let nth = self.boot_ms.load(Ordering::Relaxed);
+        let passed = match self.ticks {
+            Ticks::Steady => ms * HASTE,
+            Ticks::Still => 0,
+            Ticks::Jumping if nth.is_multiple_of(3) => 10 * LEASE_TIMES.ttl.as_millis() as u64 + 1,
+            Ticks::Jumping => ms + 1,
+        };
+        self.boot_ms.fetch_add(passed, Ordering::Relaxed);
+        // Others go on meanwhile.
+        let _ = self.store.free_bytes();
     }
 }
 
@@ -104,7 +175,7 @@ impl World {
         for n in 0..1 + rng.below(4) {
             let level = if n == 0 { 0 } else { rng.below(3) as u8 };
             let (skew, keep) = (rng.below(120) as i64, rng.below(4) == 0);
-            world.with(usize::MAX, n, Arc::new(world.memory.clone())).run(level, skew, keep).unwrap();
+            world.with(usize::MAX, n, Arc::new(world.memory.clone())).run(level, skew, keep, None).unwrap();
         }
         world
     }
@@ -112,7 +183,7 @@ impl World {
     /// One snapshot of level 0, and it is due.
     pub fn small(mutant: Mutant) -> Self {
         let world = Self { job: "m".parse().unwrap(), memory: MemoryStore::default(), mutant };
-        world.with(usize::MAX, 0, Arc::new(world.memory.clone())).run(0, 0, false).unwrap();
+        world.with(usize::MAX, 0, Arc::new(world.memory.clone())).run(0, 0, false, None).unwrap();
         world
     }
 
@@ -121,7 +192,7 @@ impl World {
         let world = Self { job: "m".parse().unwrap(), memory: MemoryStore::default(), mutant: Mutant::None };
         let doer = |n: usize| world.with(usize::MAX, n as u64, Arc::new(world.memory.clone()));
         for (n, &level) in levels.iter().enumerate() {
-            doer(n).run(level, 0, false).unwrap();
+            doer(n).run(level, 0, false, None).unwrap();
         }
         (world.memory.clone(), doer(0).volume)
     }
@@ -152,7 +223,8 @@ impl World {
             let (world, sched, done) = (self.clone(), Arc::clone(&sched), done.clone());
             on_thread(me, move || {
                 let list_error_is_empty = world.mutant == Mutant::ListErrorIsEmpty;
-                let store = ActorStore { sched: Arc::clone(&sched), me, list_error_is_empty };
+                let exists_is_new = world.mutant == Mutant::ExistsIsWin;
+                let store = ActorStore { sched: Arc::clone(&sched), me, list_error_is_empty, exists_is_new };
                 let mut doer = world.with(me, 100 + me as u64, Arc::new(store));
                 doer.sched = Some(Arc::clone(&sched));
                 sched.begin(me);
@@ -203,7 +275,9 @@ struct Doer {
 impl Doer {
     fn act(&self, actor: Actor) -> Result<()> {
         match actor {
-            Actor::Run { level, skew, keep } => self.run(level, skew, keep),
+            Actor::Run { level, skew, keep } => self.run(level, skew, keep, None),
+            Actor::Leased { level, keep, ticks } => self.leased(level, keep, ticks),
+            Actor::Candidate => self.candidate(),
             Actor::Expirer { allow_last } if self.mutant == Mutant::DeleteFirst => self.delete_first(allow_last),
             Actor::Expirer { allow_last } => self.expire(allow_last, u64::MAX / 2000),
             Actor::Sweeper if self.mutant == Mutant::SweepUnrecorded => self.sweep_unrecorded(),
@@ -251,10 +325,70 @@ impl Doer {
         expire::remove(&self.volume, &self.job, &orphans, 1, &Silent).map(|_| ())
     }
 
+    fn clock(&self, ticks: Ticks) -> NodeClock {
+        NodeClock { ticks, nth: self.nth, boot_ms: AtomicU64::new(0), store: Arc::clone(&self.volume.store) }
+    }
+
+    fn acquire(&self, clock: &NodeClock) -> Result<Option<Held>> {
+        let who = Who {
+            store: Arc::clone(&self.volume.store),
+            job: self.job.clone(),
+            node: format!("n{}", self.nth),
+            run_id: None,
+            process: None,
+            times: LEASE_TIMES,
+        };
+        match lease::acquire(&who, clock, &Silent)? {
+            Acquired::Held(held) => Ok(Some(held)),
+            Acquired::Skip(_) => Ok(None),
+        }
+    }
+
+    /// Holds the lease for a while, if it can be had.
+    fn candidate(&self) -> Result<()> {
+        let clock = self.clock(Ticks::Steady);
+        let Some(held) = self.acquire(&clock)? else { return Ok(()) };
+        // Who has waited as long as a lease is good has taken it from one who was too slow to renew it: that is as it should be.
+        let has_waited = Duration::from_millis(clock.boot_ms()) >= LEASE_TIMES.free_after();
+        if let Some(sched) = self.sched.as_ref().filter(|_| !has_waited) {
+            sched.holds(held.epoch(), true);
+            let _ = self.volume.store.free_bytes();
+            sched.holds(held.epoch(), false);
+        }
+        held.release(&clock)
+    }
+
+    /// What `bk snapshot --min-interval` does.
+    fn leased(&self, level: u8, keep: bool, ticks: Ticks) -> Result<()> {
+        let clock = self.clock(ticks);
+        let Some(mut held) = self.acquire(&clock)? else { return Ok(()) };
+        // Of level 0 nothing is wrong but that there are two.
+        let level = if self.mutant == Mutant::LeaseIsGuard { 0 } else { level };
+        let ran = self.run(level, 0, keep, Some((&mut held, &clock)));
+        let _ = held.release(&clock);
+        ran
+    }
+
+    /// Whether the job has a snapshot in this round.
+    fn is_fresh(&self, log: &JobLog, clock: &NodeClock) -> Result<bool> {
+        let now = match self.mutant {
+            Mutant::AgeByNode => clock.now()?,
+            // The store's clock is a little off, now and then.
+            _ => Instant::from_second(STORE_NOW - (self.nth as i64 * 37) % 240)?,
+        };
+        let damage = |member: &Snapshot| catalog::damage(&self.volume, member);
+        Ok(interval::due(log, INTERVAL.parse()?, now, damage)? != Due::Yes)
+    }
+
     /// What `bk snapshot` does, with one part.
-    fn run(&self, level: u8, skew: i64, keep: bool) -> Result<()> {
+    fn run(&self, level: u8, skew: i64, keep: bool, mut turn: Option<(&mut Held, &NodeClock)>) -> Result<()> {
         let definition = Digest::of(b"what");
         let mut log = catalog::read(&self.volume, &self.job)?;
+        if let Some((_, clock)) = &turn
+            && self.is_fresh(&log, clock)?
+        {
+            return Ok(());
+        }
         if self.mutant == Mutant::BaseByTime {
             // The newest by time is made the newest by number.
             let newest = log.live().filter(|s| s.level < level).max_by_key(|s| s.taken_at).map(|s| s.seq);
@@ -269,6 +403,15 @@ impl Doer {
         if let Err(e) = stored {
             self.remove(&dir);
             return Err(e);
+        }
+        if let Some((held, clock)) = &mut turn {
+            // A lease that another has taken ends the run; one that cannot be renewed does not.
+            let is_passed = held.renew(*clock).is_ok_and(|(standing, _)| standing == Standing::Passed);
+            if is_passed {
+                self.remove(&dir);
+                return Err(Error::new(Kind::Lost, "passed"));
+            }
+            clock.pause(LEASE_TIMES.look_every());
         }
         let taken = Instant::from_second(NOW_MS as i64 / 1000 - 60 + skew)?;
         let (seq, prev) = match self.mutant {
@@ -286,7 +429,7 @@ impl Doer {
             node: "n".to_owned(),
             run_id,
             nonce: Nonce::new()?,
-            epoch: 0,
+            epoch: turn.as_ref().map_or(0, |(held, _)| held.epoch()),
             seq,
             prev,
             level: decision.level(),
@@ -297,7 +440,7 @@ impl Doer {
             }),
             promoted_from: decision.promoted_from(),
             taken_at: taken,
-            store_at: None,
+            store_at: turn.as_ref().map(|_| Instant::from_second(STORE_NOW)).transpose()?,
             expires_at: (!keep).then(|| Instant::from_second(NOW_MS as i64 / 1000 - 1)).transpose()?,
             definition,
             codec: Codec::None,
@@ -313,6 +456,14 @@ impl Doer {
             sig: None,
         };
         let nonce = snapshot.nonce.as_str().to_owned();
+        if let (Mutant::LeaseIsGuard, Some((held, clock))) = (self.mutant, &turn) {
+            // The lease is good by this node's clock, and that is taken to be enough.
+            let age = Duration::from_millis(clock.boot_ms().saturating_sub(held.confirmed_ms()));
+            if age > LEASE_TIMES.sure_for() {
+                self.remove(&dir);
+                return Err(Error::new(Kind::Lost, "not renewed"));
+            }
+        }
         match self.commit(snapshot, decision.chain()) {
             Ok(_) => self.told(&nonce, true),
             Err(failed) => {
@@ -349,6 +500,16 @@ impl Doer {
             Mutant::NoNonce => {
                 catalog::commit_by(&self.volume, snapshot, |mine, between| match judge(mine, chain, between) {
                     Verdict::Own(by) => Verdict::Lost { by, why: "is there" },
+                    other => other,
+                })
+            }
+            Mutant::ExistsIsLoss => catalog::commit_by(&self.volume, snapshot, |mine, between| match between.first() {
+                Some(record) => Verdict::Lost { by: record.common().seq, why: "was first" },
+                None => judge(mine, chain, between),
+            }),
+            Mutant::LeaseIsGuard if snapshot.epoch > 0 => {
+                catalog::commit_by(&self.volume, snapshot, |mine, between| match judge(mine, chain, between) {
+                    Verdict::Lost { .. } => Verdict::Aim,
                     other => other,
                 })
             }

@@ -17,17 +17,30 @@ pub struct Checker {
     /// Nonces of the snapshots in the log.
     recorded: Vec<String>,
     told: BTreeMap<String, bool>,
+    /// Epochs of the lease that are held by one who believes so.
+    held: Vec<u64>,
     /// The first thing that was broken.
     pub violation: Option<String>,
 }
 
 impl Checker {
     pub fn new(job: &Name) -> Self {
-        Self { log: JobLog::new(job), recorded: Vec::new(), told: BTreeMap::new(), violation: None }
+        Self { log: JobLog::new(job), recorded: Vec::new(), told: BTreeMap::new(), held: Vec::new(), violation: None }
     }
 
     pub fn told(&mut self, nonce: &str, won: bool) {
         self.told.insert(nonce.to_owned(), won);
+    }
+
+    /// With nothing that fails and nobody who waits too long, the lease has one holder.
+    pub fn holds_lease(&mut self, epoch: u64, holds: bool) {
+        if !holds {
+            return self.held.retain(|held| *held != epoch);
+        }
+        if !self.held.is_empty() {
+            self.violation.get_or_insert_with(|| format!("epoch {epoch} and {:?} are held at once", self.held));
+        }
+        self.held.push(epoch);
     }
 
     pub fn check(&mut self, memory: &MemoryStore) {
@@ -80,6 +93,7 @@ impl Checker {
             if let Record::Snapshot(snapshot) = &record {
                 self.recorded.push(snapshot.nonce.as_str().to_owned());
                 self.base_is_newest(snapshot)?;
+                self.is_alone_in_its_round(snapshot)?;
             }
             self.log.push(seq, Ok((record, envelope::digest(&bytes).unwrap())));
             if let Some(fault) = self.log.faults.first() {
@@ -87,6 +101,15 @@ impl Checker {
             }
         }
         Ok(())
+    }
+
+    /// All runs of one round have a stamp of the store: at most one of them counts, till it is expired.
+    fn is_alone_in_its_round(&self, snapshot: &Snapshot) -> Result<(), String> {
+        let other = self.log.live().find(|other| other.store_at.is_some());
+        match (snapshot.store_at, other) {
+            (Some(_), Some(other)) => Err(format!("snapshots {} and {} are of one round", other.seq, snapshot.seq)),
+            _ => Ok(()),
+        }
     }
 
     /// The base of a snapshot is the newest live one of a lower level, by the order of the log.

@@ -34,6 +34,14 @@ pub enum Mutant {
     BaseByTime,
     /// A create that failed is taken for one that was not made.
     ErrorIsNo,
+    /// A lease that is good by its holder's clock is all that is asked before a commit.
+    LeaseIsGuard,
+    /// Whoever finds his seq taken has lost.
+    ExistsIsLoss,
+    /// Whoever finds his object there takes it for his own.
+    ExistsIsWin,
+    /// How old a snapshot is is told by the clock of whoever asks.
+    AgeByNode,
     /// Runs without a record are swept without one, too.
     SweepUnrecorded,
 }
@@ -43,8 +51,17 @@ fn random(seed: u64, mutant: Mutant) -> Ended {
     let mut rng = Rng::new(seed);
     // Some worlds are calm, some are stormy: each finds what the other hides.
     let faults = [Faults::NONE, Faults { one_in: 60 }, Faults { one_in: 12 }][rng.below(3) as usize];
-    let mut actors = vec![Actor::run(&mut rng), Actor::run(&mut rng), Actor::expirer(&mut rng)];
+    // Half of the worlds have a round: runs that take turns by the lease and want one snapshot between them.
+    let is_round = rng.below(2) == 0;
+    let run = |rng: &mut Rng| if is_round { Actor::leased(rng) } else { Actor::run(rng) };
+    let mut actors = vec![run(&mut rng), run(&mut rng)];
+    if !is_round || rng.below(2) == 0 {
+        actors.push(Actor::expirer(&mut rng));
+    }
     if rng.below(2) == 0 {
+        actors.push(run(&mut rng));
+    }
+    if is_round && rng.below(4) == 0 {
         actors.push(Actor::run(&mut rng));
     }
     if rng.below(2) == 0 {
@@ -108,10 +125,12 @@ fn no_schedule_breaks_the_log() {
     }
 }
 
-fn is_caught(mutant: Mutant) {
+fn is_caught(mutant: Mutant) -> String {
     let (found, steps, played) = search(50_000, mutant);
     let Some((seed, violation)) = found else { panic!("{mutant:?} was not caught in {played} worlds, {steps} steps") };
-    println!("{mutant:?}: caught after {played} worlds (seed {seed}): {}", violation.lines().next().unwrap_or(""));
+    let first = violation.lines().next().unwrap_or("").to_owned();
+    println!("{mutant:?}: caught after {played} worlds (seed {seed}): {first}");
+    first
 }
 
 #[test]
@@ -147,6 +166,27 @@ fn caught_base_by_time() {
 #[test]
 fn caught_error_taken_as_no() {
     is_caught(Mutant::ErrorIsNo);
+}
+
+#[test]
+fn caught_lease_as_the_only_guard() {
+    let violation = is_caught(Mutant::LeaseIsGuard);
+    assert!(violation.contains("are of one round"), "{violation}");
+}
+
+#[test]
+fn caught_exists_taken_as_loss() {
+    is_caught(Mutant::ExistsIsLoss);
+}
+
+#[test]
+fn caught_exists_taken_as_win() {
+    is_caught(Mutant::ExistsIsWin);
+}
+
+#[test]
+fn caught_age_by_the_nodes_clock() {
+    is_caught(Mutant::AgeByNode);
 }
 
 #[test]
@@ -220,4 +260,12 @@ fn every_interleaving_sees_what_is_wrong() {
         let found = exhaust(&actors, mutant, false);
         assert!(found.is_err(), "{mutant:?}: {found:?}");
     }
+}
+
+#[test]
+fn every_interleaving_of_two_candidates_for_the_lease() {
+    let actors = [Actor::Candidate, Actor::Candidate];
+    let count = exhaust(&actors, Mutant::None, false).unwrap_or_else(|violation| panic!("{violation}"));
+    println!("{count} interleavings");
+    assert!(count > 100);
 }

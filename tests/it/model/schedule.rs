@@ -174,6 +174,13 @@ impl Sched {
         self.check(&mut inner);
     }
 
+    /// Someone begins or ends to hold the lease.
+    pub fn holds(&self, epoch: u64, holds: bool) {
+        let mut inner = self.lock();
+        inner.trace.push(format!("epoch {epoch} {}", if holds { "is held" } else { "ends" }));
+        inner.checker.holds_lease(epoch, holds);
+    }
+
     /// `me` panicked: bk must not, whatever the store does.
     pub fn panicked(&self, me: usize) {
         let mut inner = self.lock();
@@ -273,6 +280,8 @@ pub struct ActorStore {
     pub me: usize,
     /// A listing that fails is answered as an empty one.
     pub list_error_is_empty: bool,
+    /// A create of what is there is answered as if it had been made.
+    pub exists_is_new: bool,
 }
 
 impl ActorStore {
@@ -308,7 +317,8 @@ impl Store for ActorStore {
     }
 
     fn put_new(&self, key: &str, bytes: &[u8]) -> Result<Created> {
-        self.step("put", key, Some(bytes), || self.sched.memory.put_new(key, bytes))
+        let put = self.step("put", key, Some(bytes), || self.sched.memory.put_new(key, bytes));
+        if self.exists_is_new { put.map(|_| Created::New) } else { put }
     }
 
     fn read_at(&self, _: &str, _: u64, _: &mut [u8]) -> Result<()> {
@@ -335,8 +345,9 @@ impl Store for ActorStore {
         self.step("delete", key, None, || self.sched.memory.delete(key))
     }
 
+    /// Nothing happens, but others may go on.
     fn free_bytes(&self) -> Result<Option<u64>> {
-        Ok(None)
+        self.step("wait", "", None, || Ok(None))
     }
 
     fn scratch(&self) -> Result<std::fs::File> {
