@@ -24,6 +24,8 @@ pub enum Kind {
     Integrity,
     /// No space left (exit 9).
     NoSpace,
+    /// Stopped by `bk abort` (exit 143, as by SIGTERM).
+    Aborted,
     /// Stopped by a signal (exit 128 + n).
     Signal(i32),
     /// The reader of our standard output went away: not an error of ours (exit 0).

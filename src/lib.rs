@@ -9,7 +9,7 @@
 //! | 7 | [`cli`] | one file a verb; the only floor that prints |
 //! | 6 | [`ops`] | one run book a verb |
 //! | 5 | [`mount`] | snapshots as a file system: `core` without FUSE, `fuse` the adapter, `attach` |
-//! | 4 | [`engine`] | `cluster` (lease), `write` (tree, stream, increment, delta, framer, chunk, pipeline, part, index), `read`, `copy`, `catalog` |
+//! | 4 | [`engine`] | `cluster` (lease), `beat`, `write` (tree, stream, increment, delta, framer, chunk, pipeline, part, index), `read`, `copy`, `catalog` |
 //! | 3 | [`volume`], [`source`] | where objects lie (a directory, S3); what is read |
 //! | 2 | [`format`], [`plan`], [`config`] | bytes to values and back, pure; decisions, pure; what was typed and what it means |
 //! | 1 | [`model`], [`monitor`], [`clock`] | small values; how the library reports; the time |

@@ -5,6 +5,7 @@ mod check;
 mod copy;
 mod exit;
 mod expire;
+mod health;
 mod lease;
 mod list;
 mod mount;
@@ -14,6 +15,7 @@ mod restore;
 mod shell;
 mod signals;
 mod snapshot;
+mod status;
 mod volume;
 
 use std::{path::Path, process::ExitCode};
@@ -27,6 +29,7 @@ use crate::{
     },
     error::{Kind, Result},
     model::place::{Access, Place},
+    plan::health::Status,
     volume::{Volume, local::LocalStore},
 };
 use output::Output;
@@ -51,6 +54,8 @@ enum Ended {
     Faults,
     /// Done, but what was to be done after it failed, and that was said: the exit code of this.
     But(Kind),
+    /// What a monitoring system is told, in its own codes.
+    Health(Status),
 }
 
 fn run(cli: &Cli, out: &Output, signals: &signals::Signals) -> Result<Ended> {
@@ -70,6 +75,9 @@ fn run(cli: &Cli, out: &Output, signals: &signals::Signals) -> Result<Ended> {
         Command::Hold(args) => expire::hold(&context, args),
         Command::Release(args) => expire::release(&context, args),
         Command::Why(args) => expire::why(&context, args),
+        Command::Status(args) => status::run(&context, args),
+        Command::Abort(args) => status::abort(&context, args),
+        Command::Check(args) => health::run(&context, args),
         Command::Copy(args) => copy::run(&context, args),
         Command::Lease(command) => lease::run(&context, command),
         Command::Volume(command) => volume::run(&context, command),

@@ -7,7 +7,7 @@ use std::{
 
 use serde::Serialize;
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Kind, Result};
 
 /// Where and how to print.
 pub struct Output {
@@ -83,7 +83,10 @@ impl Output {
     /// The error that ends the run.
     pub fn error(&self, error: &Error, code: u8) {
         if self.json {
-            let value = serde_json::json!({ "message": error.to_string(), "hint": error.hint(), "exit": code });
+            let mut value = serde_json::json!({ "message": error.to_string(), "hint": error.hint(), "exit": code });
+            if error.kind() == Kind::Aborted {
+                value["outcome"] = "aborted".into();
+            }
             let _ = self.object("error", &value);
         }
         err(&format!("bk: error: {error}"));

@@ -1,10 +1,10 @@
 //! `bk snapshot`
 
-use super::{Context, Ended, copy, progress::show_time};
+use super::{Context, Ended, copy, health, progress::show_time};
 use crate::{
     clock::{Clock, System},
     config::{meaning, typed::SnapshotArgs},
-    engine::write::pipeline,
+    engine::{beat, write::pipeline},
     error::{Error, Result},
     model::{time::Lifetime, units::show_size},
     ops::snapshot::{self, Input, Outcome, Planned, Request, Skipped},
@@ -16,6 +16,13 @@ use crate::{
 };
 
 pub fn run(context: &Context<'_>, args: &SnapshotArgs) -> Result<Ended> {
+    let started = std::time::Instant::now();
+    let ended = take(context, args);
+    health::after_run(context, args, &ended, started.elapsed().as_secs_f64());
+    ended
+}
+
+fn take(context: &Context<'_>, args: &SnapshotArgs) -> Result<Ended> {
     let request = request(context, args)?;
     let after = copy::After::new(context, args)?;
     let (volume, local) = (context.volume_itself()?, context.local()?);
@@ -77,6 +84,7 @@ fn request(context: &Context<'_>, args: &SnapshotArgs) -> Result<Request> {
             vec![(name, Input::Command(args.run.clone()))]
         }
     };
+    let (every, comment) = meaning::beat(args)?;
     Ok(Request {
         node: meaning::node(args.node.as_ref()),
         level: level(args)?,
@@ -100,6 +108,7 @@ fn request(context: &Context<'_>, args: &SnapshotArgs) -> Result<Request> {
         },
         part_len: storing.part_len,
         ignore_inode: args.ignore_inode,
+        beat: beat::Settings { every: every.unwrap_or(beat::Settings::default().every), comment },
         job,
     })
 }

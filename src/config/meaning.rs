@@ -1,9 +1,14 @@
 //! What it means: typed text checked and turned into values.
 
+use std::time::Duration;
+
 use super::typed::{Global, SnapshotArgs};
 use crate::{
     error::{Error, Result},
-    format::codec::{Codec, FRAME_LEN_MAX, FRAME_LEN_MIN},
+    format::{
+        codec::{Codec, FRAME_LEN_MAX, FRAME_LEN_MIN},
+        notes::COMMENT_LEN_MAX,
+    },
     model::{
         ids::Name,
         place::{Access, Place},
@@ -112,6 +117,16 @@ pub fn cache_len(typed: Option<&String>) -> Result<u64> {
             _ => Err(Error::usage(format!("--cache-size {text} is less than 16MiB"))),
         },
     }
+}
+
+/// How often a run says how far it is, when a test says so, and what the user says of it.
+pub fn beat(args: &SnapshotArgs) -> Result<(Option<Duration>, Option<String>)> {
+    let set = std::env::var("BK_TEST_BEAT_MS").ok().and_then(|text| text.parse::<u64>().ok());
+    let comment = args.comment.clone().filter(|text| !text.is_empty());
+    if comment.as_ref().is_some_and(|text| text.len() > COMMENT_LEN_MAX) {
+        return Err(Error::usage(format!("--comment is longer than {COMMENT_LEN_MAX} bytes")));
+    }
+    Ok((set.map(Duration::from_millis), comment))
 }
 
 /// This node's name: as given, or the host's.

@@ -1,5 +1,6 @@
 //! The engine: how a snapshot is written and read.
 
+pub mod beat;
 pub mod catalog;
 pub mod cluster;
 pub mod copy;

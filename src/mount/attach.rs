@@ -109,8 +109,9 @@ pub fn prepare(path: &Path) -> Result<(PathBuf, bool)> {
         return Err(Error::usage(format!("a volume is mounted on {} already", path.display()))
             .with_hint(format!("`bk umount {}` unmounts it", path.display())));
     }
-    let meta = std::fs::metadata(&path)
-        .map_err(|e| Error::io(format!("cannot mount on {}", path.display()), e).with_kind(crate::error::Kind::Usage))?;
+    let meta = std::fs::metadata(&path).map_err(|e| {
+        Error::io(format!("cannot mount on {}", path.display()), e).with_kind(crate::error::Kind::Usage)
+    })?;
     if !meta.is_dir() {
         return Err(Error::usage(format!("cannot mount on {}: it is not a directory", path.display())));
     }
@@ -119,7 +120,8 @@ pub fn prepare(path: &Path) -> Result<(PathBuf, bool)> {
 
 /// A name for lists of mounts: without what separates options.
 fn source(shown: &str) -> String {
-    let plain: String = shown.chars().map(|c| if c.is_control() || matches!(c, ',' | '\\' | ' ') { '_' } else { c }).collect();
+    let plain: String =
+        shown.chars().map(|c| if c.is_control() || matches!(c, ',' | '\\' | ' ') { '_' } else { c }).collect();
     format!("bk:{plain}")
 }
 
@@ -264,7 +266,8 @@ mod tests {
 
     #[test]
     fn lines_of_mountinfo() {
-        let line = br"36 35 98:0 / /mnt/with\040space\134x rw,noatime shared:1 master:2 - fuse.bk bk:/srv/bk rw,user_id=0";
+        let line =
+            br"36 35 98:0 / /mnt/with\040space\134x rw,noatime shared:1 master:2 - fuse.bk bk:/srv/bk rw,user_id=0";
         let entry = parse(line).unwrap();
         assert_eq!((entry.device.as_str(), entry.kind.as_str()), ("98:0", "fuse.bk"));
         assert_eq!(entry.path, b"/mnt/with space\\x");

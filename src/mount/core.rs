@@ -362,7 +362,8 @@ impl Core {
                     if promise.is_over() {
                         return;
                     }
-                    let planned = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| core.plan(node, offset, len)));
+                    let planned =
+                        std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| core.plan(node, offset, len)));
                     match planned.unwrap_or(Err(Errno::IO.into())) {
                         Ok((content, pieces)) => core.gather(node, &content, pieces, (offset, len), promise),
                         Err(e) => promise.keep(Err(e)),

@@ -19,20 +19,11 @@ use fuser::{
     ReplyXattr, Request, Session, SessionACL, TimeOrNow, WriteFlags,
 };
 
-use super::{
-    Answer, Failure,
-    attr::Attr,
-    core::Core,
-    counts::add,
-    node::Node,
-};
+use super::{Answer, Failure, attr::Attr, core::Core, counts::add, node::Node};
 use crate::{
     engine::read::patience::without_waiting,
     error::{Error, Result},
-    model::{
-        entry::EntryKind,
-        time::Time,
-    },
+    model::{entry::EntryKind, time::Time},
 };
 
 /// What never changes is asked for again after a day.
@@ -419,16 +410,7 @@ impl Filesystem for Adapter {
         reply.error(Errno::EROFS);
     }
 
-    fn rename(
-        &self,
-        _: &Request,
-        _: INodeNo,
-        _: &OsStr,
-        _: INodeNo,
-        _: &OsStr,
-        _: RenameFlags,
-        reply: ReplyEmpty,
-    ) {
+    fn rename(&self, _: &Request, _: INodeNo, _: &OsStr, _: INodeNo, _: &OsStr, _: RenameFlags, reply: ReplyEmpty) {
         add(&self.core.counts.refused);
         reply.error(Errno::EROFS);
     }

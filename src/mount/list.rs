@@ -14,10 +14,7 @@ use super::{
     node::{Node, Place},
     snap::{Opened, Snap, number},
 };
-use crate::model::{
-    entry::EntryKind,
-    path,
-};
+use crate::model::{entry::EntryKind, path};
 
 /// The places after `.`, `..` and the directory of streams or `latest`; rows and numbers follow.
 const AFTER_DOT: u64 = 1;
@@ -45,7 +42,7 @@ impl Core {
             Place::Root(slot) => {
                 let opened = self.top.opened(slot)?;
                 self.list_root(&opened, from, put)
-            },
+            }
             Place::Streams(slot) => list_streams(&*self.top.opened(slot)?, from, put),
             Place::Row { slot, run, row } => {
                 let opened = self.top.opened(slot)?;

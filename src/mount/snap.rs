@@ -8,11 +8,7 @@ use super::{
     node::{Node, Place},
 };
 use crate::{
-    engine::read::{
-        chain::Chain,
-        index::Numbered,
-        patience::may_wait,
-    },
+    engine::read::{chain::Chain, index::Numbered, patience::may_wait},
     error::{Error, Result},
     format::record::Snapshot,
     model::{

@@ -124,8 +124,7 @@ impl State {
                 number = (number + 1) % (1 << 36);
             }
             self.by_number.insert(number, name.clone());
-            let job =
-                Job { name: name.clone(), number, changed_at: now(), snaps: Arc::default(), log: None, newest };
+            let job = Job { name: name.clone(), number, changed_at: now(), snaps: Arc::default(), log: None, newest };
             self.jobs.insert(name, job);
         }
         if is_changed {

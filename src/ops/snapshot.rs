@@ -16,6 +16,7 @@ use serde::Serialize;
 use crate::{
     clock::Clock,
     engine::{
+        beat::{self, Watch},
         catalog,
         cluster::keeper::Keeper,
         write::{pipeline, tree},
@@ -76,6 +77,8 @@ pub struct Request {
     pub part_len: u64,
     /// Inode numbers say nothing, as on some network file systems.
     pub ignore_inode: bool,
+    /// How it says on the volume how far it is.
+    pub beat: beat::Settings,
 }
 
 /// Where a stream comes from.
@@ -136,10 +139,23 @@ pub fn run(
     clock: &dyn Clock,
     monitor: &dyn Monitor,
 ) -> Result<Ended> {
-    Ok(match prepare(volume, local, request, clock, monitor)? {
-        Ready::Run(prepared) => Ended::Taken(Box::new(prepared.store()?.commit()?)),
-        Ready::Skip(skipped) => Ended::Skipped(skipped),
-    })
+    let watch = Watch::new(monitor);
+    let prepared = match prepare(volume, local, request, clock, &watch)? {
+        Ready::Run(prepared) => prepared,
+        Ready::Skip(skipped) => return Ok(Ended::Skipped(skipped)),
+    };
+    let who = beat::Who {
+        store: Arc::clone(&volume.store),
+        job: request.job.clone(),
+        run_id: prepared.run_id(),
+        node: request.node.clone(),
+        level: prepared.level(),
+        started_at: prepared.place.taken_at,
+    };
+    let _beating = watch.start(who, &request.beat);
+    let stored = prepared.store().map_err(|e| watch.explain(e))?;
+    watch.committing();
+    Ok(Ended::Taken(Box::new(stored.commit()?)))
 }
 
 /// What [`prepare`] found.

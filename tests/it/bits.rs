@@ -38,6 +38,7 @@ fn request(dir: &std::path::Path, codec: Codec, level: u8) -> snapshot::Request 
         min_interval: None,
         keep: None,
         ignore_inode: false,
+        beat: bk::engine::beat::Settings::default(),
         part_len: 2048,
     }
 }

@@ -35,6 +35,7 @@ mod medium;
 mod memory;
 mod model;
 mod modes;
+mod monitoring;
 mod patroni;
 mod power;
 mod racing;

@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bk::clock::Clock;
+use bk::engine::beat::Settings;
 use bk::engine::catalog;
 use bk::engine::read::check::Depth;
 use bk::engine::write::pipeline;
@@ -319,6 +320,7 @@ impl World {
             },
             part_len: shape.part_len,
             ignore_inode: shape.ignore_inode,
+            beat: Settings::default(),
         }
     }
 

@@ -11,6 +11,7 @@ use bk::ops::{copy, expire, verify};
 use bk::volume::{Volume, create_on, memory::MemoryStore};
 
 use super::{Held, JOBS, World, failed, name, same};
+use crate::history::model::Damage;
 use crate::history::store::{Life, Mortal};
 use crate::support::rng::Rng;
 
@@ -60,8 +61,14 @@ impl World {
             let seq: u64 = row.source.split_once('/').unwrap().1.parse().unwrap();
             let snap = self.jobs[job].get(seq);
             let is_whole = self.jobs[job].is_whole(snap);
-            if (row.outcome == "failed") == is_whole && !matches!(row.outcome, "there" | "expired") {
-                return Err(format!("{} is whole: {is_whole}, and the copy: {row:?}", row.source));
+            // A base that was copied before it was damaged is good there.
+            let is_right = match row.outcome {
+                "failed" => !is_whole,
+                "copied" => snap.damage == Damage::None,
+                _ => true,
+            };
+            if !is_right {
+                return Err(format!("{} is whole: {is_whole}, {:?}, and the copy: {row:?}", row.source, snap.damage));
             }
         }
         if rng.below(3) == 0 {
