@@ -16,6 +16,8 @@ pub enum Kind {
     Incomplete,
     /// The volume or its medium is not usable: missing, wrong id, not writable (exit 4).
     Volume,
+    /// Whether this node may act cannot be learnt, or the cluster is not as it has to be (exit 5).
+    Gate,
     /// Another run won, or the outcome is unknown (exit 6).
     Lost,
     /// A user's command failed (exit 7).
@@ -30,6 +32,26 @@ pub enum Kind {
     Signal(i32),
     /// The reader of our standard output went away: not an error of ours (exit 0).
     BrokenPipe,
+}
+
+impl Kind {
+    /// The exit code of a failure of this kind alone.
+    pub fn exit_code(self) -> u8 {
+        match self {
+            Self::BrokenPipe => 0,
+            Self::Other => 1,
+            Self::Usage => 2,
+            Self::Incomplete => 3,
+            Self::Volume => 4,
+            Self::Gate => 5,
+            Self::Lost => 6,
+            Self::Step => 7,
+            Self::Integrity => 8,
+            Self::NoSpace => 9,
+            Self::Aborted => 143,
+            Self::Signal(n) => u8::try_from(n).ok().and_then(|n| n.checked_add(128)).unwrap_or(1),
+        }
+    }
 }
 
 /// A failure: kind, what was being done, cause and hint.

@@ -4,6 +4,8 @@
 pub trait Monitor: Send + Sync {
     /// Something the user should know that does not stop the run.
     fn warn(&self, text: &str);
+    /// Something that went as it should: for the log.
+    fn note(&self, _text: &str) {}
     /// `entries` more entries and `bytes` more content bytes are done; `path` is one of them.
     fn advance(&self, entries: u64, bytes: u64, path: &[u8]);
     /// How much there is to do, when it is known.

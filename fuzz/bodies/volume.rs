@@ -60,9 +60,11 @@ fn seed() -> &'static Seed {
             level: Some(level::Request::default()),
             min_interval: None,
             keep: None,
+            keep_promoted: None,
             pipeline: pipeline::Settings { threads: 1, codec: Codec::None, frame_len: 4096, verify_all: false },
             ignore_inode: false,
-            beat: bk::engine::beat::Settings::default(),
+            guards: snapshot::Guards::default(),
+            values: std::collections::BTreeMap::new(),
             part_len: 4096,
         };
         let long: Vec<u8> = (0..20_000u32).flat_map(|n| (n.wrapping_mul(2_654_435_761) >> 9).to_le_bytes()).collect();

@@ -41,7 +41,7 @@ pub fn ls(context: &Context<'_>, args: &LsArgs) -> Result<Ended> {
         path: args.path.as_deref().map(bytes).unwrap_or_default(),
         recursive: args.recursive,
     };
-    let volume = context.volume()?;
+    let volume = context.volume_of(&options.snapshot.job)?;
     with_stdout(|out| {
         let mut put =
             |text: String| writeln!(out, "{text}").map_err(|e| Error::io("cannot write to standard output", e));
@@ -98,7 +98,7 @@ pub fn cat(context: &Context<'_>, args: &CatArgs) -> Result<Ended> {
         range: args.range.as_deref().map(meaning::range).transpose()?,
         threads: meaning::threads(context.global)?,
     };
-    let (volume, progress) = (context.volume()?, context.progress("cat"));
+    let (volume, progress) = (context.volume_of(&options.snapshot.job)?, context.progress("cat"));
     let outcome = with_stdout(|out| cat::run(&volume, &options, &progress, out))?;
     Ok(match outcome.incomplete {
         None => Ended::Done,
@@ -111,14 +111,14 @@ pub fn cat(context: &Context<'_>, args: &CatArgs) -> Result<Ended> {
 
 pub fn export(context: &Context<'_>, args: &ExportArgs) -> Result<Ended> {
     let options = export::Options { snapshot: args.snapshot.parse()?, threads: meaning::threads(context.global)? };
-    let (volume, progress) = (context.volume()?, context.progress("export"));
+    let (volume, progress) = (context.volume_of(&options.snapshot.job)?, context.progress("export"));
     with_stdout(|out| export::run(&volume, &options, &progress, out))?;
     Ok(Ended::Done)
 }
 
 pub fn diff(context: &Context<'_>, args: &DiffArgs) -> Result<Ended> {
     let options = diff::Options { older: args.a.parse()?, newer: args.b.parse()? };
-    let volume = context.volume()?;
+    let volume = context.volume_of(&options.newer.job)?;
     with_stdout(|out| {
         let mut put =
             |text: String| writeln!(out, "{text}").map_err(|e| Error::io("cannot write to standard output", e));

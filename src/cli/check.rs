@@ -19,7 +19,11 @@ pub fn run(context: &Context<'_>, args: &VerifyArgs) -> Result<Ended> {
         },
         threads: meaning::threads(context.global)?,
     };
-    let (volume, progress) = (context.volume_itself()?, context.progress("verify"));
+    let volume = match &options.snapshot {
+        Some(name) => context.volume_itself_of(&name.job)?,
+        None => context.volume_itself()?,
+    };
+    let progress = context.progress("verify");
     let outcome = verify::run(&volume, &options, &progress)?;
     let seconds = progress.elapsed().as_secs_f64();
     drop(progress);

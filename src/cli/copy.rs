@@ -4,17 +4,20 @@ use std::path::PathBuf;
 
 use serde::Serialize;
 
-use super::{Context, Ended, exit::worse};
+use super::{Context, Ended};
 use crate::{
     clock::System,
     config::{
         meaning,
         typed::{CopyArgs, SnapshotArgs},
+        volume::Target,
     },
     error::{Error, Kind, Result},
     model::{ids::SnapshotName, place::Place, time::Lifetime, units::show_size},
-    ops::copy::{self, Outcome, Request, Row, What},
-    volume::Volume,
+    ops::{
+        copy::{self, Outcome, Request, Row, What},
+        run::weight,
+    },
 };
 
 pub fn run(context: &Context<'_>, args: &CopyArgs) -> Result<Ended> {
@@ -28,7 +31,12 @@ pub fn run(context: &Context<'_>, args: &CopyArgs) -> Result<Ended> {
         keep: args.expire.as_ref().map(|text| text.parse::<Lifetime>()).transpose()?,
         threads: meaning::threads(context.global)?,
     };
-    let (source, target) = (context.volume_itself()?, context.other(&args.to)?);
+    let job = request.what.first().map(|what| match what {
+        What::Snapshot(name) => &name.job,
+        What::Job(job) => job,
+    });
+    let source = job.map_or_else(|| context.volume_itself(), |job| context.volume_itself_of(job))?;
+    let target = context.other(&args.to)?;
     let progress = context.progress("copy");
     let outcome = copy::run(&source, &target, &request, &System, &progress)?;
     drop(progress);
@@ -45,12 +53,9 @@ pub fn run(context: &Context<'_>, args: &CopyArgs) -> Result<Ended> {
     } else {
         out.say(&summary(&outcome));
     }
-    outcome.errors.iter().for_each(|e| out.fault(&format!("error: {e}")));
-    Ok(worst(&outcome).map_or(Ended::Done, Ended::But))
-}
-
-fn worst(outcome: &Outcome) -> Option<Kind> {
-    outcome.errors.iter().map(Error::kind).reduce(worse)
+    outcome.errors.iter().for_each(|e| out.told(&e.to_string(), e.hint(), e.kind().exit_code()));
+    let worst = outcome.errors.iter().map(Error::kind).max_by_key(|kind| weight(*kind));
+    Ok(worst.map_or(Ended::Done, |kind| Ended::Code(kind.exit_code())))
 }
 
 fn line(row: &Row) -> String {
@@ -83,75 +88,59 @@ pub struct Copied {
     outcome: &'static str,
     snapshot: Option<String>,
     bytes: u64,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    error: Option<String>,
+    #[serde(rename = "error", skip_serializing_if = "Option::is_none")]
+    text: Option<String>,
     #[serde(skip)]
-    kind: Option<Kind>,
+    error: Option<Error>,
+}
+
+impl Copied {
+    fn failed(volume: String, error: Error) -> Self {
+        let text = Some(error.to_string());
+        let error = Some(error.context(format!("not copied to {volume}")));
+        Self { volume, outcome: "failed", snapshot: None, bytes: 0, text, error }
+    }
+
+    /// Why it failed, once.
+    pub fn take_error(&mut self) -> Option<Error> {
+        self.error.take()
+    }
+
+    /// Says that it was made.
+    pub fn say(&self, context: &Context<'_>) {
+        if let Some(name) = &self.snapshot {
+            context.out.say(&format!("copied to {} as {name}, {}", self.volume, show_size(self.bytes)));
+        }
+    }
 }
 
 impl After {
-    /// Reads what was typed: what is wrong with it is said before a snapshot is taken.
-    pub fn new(context: &Context<'_>, args: &SnapshotArgs) -> Result<Self> {
-        args.copy_to.iter().try_for_each(|place| Place::parse(place.clone()).map(drop))?;
-        Ok(Self {
-            places: args.copy_to.clone(),
-            keep: args.copy_expire.as_ref().map(|text| text.parse::<Lifetime>()).transpose()?,
-            threads: meaning::threads(context.global)?,
-        })
+    /// To the volumes that were typed, else to `configured` ones. What is typed wrongly is said before a snapshot is taken.
+    pub fn new(args: &SnapshotArgs, configured: Vec<PathBuf>, threads: usize) -> Result<Self> {
+        let places = if args.copy_to.is_empty() { configured } else { args.copy_to.clone() };
+        places.iter().try_for_each(|place| Place::parse(place.clone()).map(drop))?;
+        let keep = args.copy_expire.as_ref().map(|text| text.parse::<Lifetime>()).transpose()?;
+        Ok(Self { places, keep, threads })
     }
 
     /// Copies a snapshot that was just taken to every volume, whatever becomes of the others.
-    pub fn run(&self, context: &Context<'_>, source: &Volume, snapshot: &str) -> Result<Vec<Copied>> {
-        let name: SnapshotName = snapshot.parse()?;
-        let copies = self.places.iter().map(|place| {
+    pub fn run(&self, context: &Context<'_>, source: &Target, snapshot: &str) -> Vec<Copied> {
+        let one = |place: &PathBuf| {
             let volume = place.display().to_string();
-            let ran = context.other(place).and_then(|target| {
-                let (what, to_job) = (vec![What::Snapshot(name.clone())], None);
+            let copied = || -> Result<Copied> {
+                let (source, target) = (super::open(source)?, context.other(place)?);
+                let (what, to_job) = (vec![What::Snapshot(snapshot.parse::<SnapshotName>()?)], None);
                 let request = Request { what, to_job, keep: self.keep, threads: self.threads };
-                copy::run(source, &target, &request, &System, &context.progress("copy"))
-            });
-            let failed = |error: &Error| Copied {
-                volume: volume.clone(),
-                outcome: "failed",
-                snapshot: None,
-                bytes: 0,
-                error: Some(error.to_string()),
-                kind: Some(error.kind()),
+                let mut outcome = copy::run(&source, &target, &request, &System, &context.progress("copy"))?;
+                if let Some(e) = outcome.errors.pop() {
+                    return Err(e);
+                }
+                let row = outcome.rows.pop().ok_or_else(|| Error::new(Kind::Other, "nothing was copied"))?;
+                let (outcome, bytes) = (row.outcome, outcome.bytes);
+                Ok(Copied { volume: volume.clone(), outcome, snapshot: row.snapshot, bytes, text: None, error: None })
             };
-            match &ran {
-                Err(e) => failed(e),
-                Ok(outcome) => match (outcome.errors.first(), outcome.rows.last()) {
-                    (Some(e), _) => failed(e),
-                    (None, Some(row)) => Copied {
-                        volume: volume.clone(),
-                        outcome: row.outcome,
-                        snapshot: row.snapshot.clone(),
-                        bytes: outcome.bytes,
-                        error: None,
-                        kind: None,
-                    },
-                    (None, None) => failed(&Error::new(Kind::Other, "nothing was copied")),
-                },
-            }
-        });
-        Ok(copies.collect())
-    }
-}
-
-/// Says what became of the copies, and how the run ends for them.
-pub fn told(context: &Context<'_>, copies: &[Copied], ended: Ended) -> Ended {
-    for copy in copies {
-        match (&copy.error, &copy.snapshot) {
-            (Some(error), _) => context.out.fault(&format!("error: not copied to {}: {error}", copy.volume)),
-            (None, snapshot) => {
-                let name = snapshot.as_deref().unwrap_or("-");
-                context.out.say(&format!("copied to {} as {name}, {}", copy.volume, show_size(copy.bytes)));
-            }
-        }
-    }
-    let first = if matches!(ended, Ended::Incomplete) { Some(Kind::Incomplete) } else { None };
-    match copies.iter().filter_map(|copy| copy.kind).chain(first).reduce(worse) {
-        None | Some(Kind::Incomplete) => ended,
-        Some(kind) => Ended::But(kind),
+            copied().unwrap_or_else(|e| Copied::failed(volume.clone(), e))
+        };
+        self.places.iter().map(one).collect()
     }
 }

@@ -3,12 +3,10 @@
 use super::{Context, Ended};
 use crate::{
     clock::System,
-    config::{
-        meaning,
-        typed::{ExpireArgs, HoldArgs, ReleaseArgs, WhyArgs},
-    },
+    config::typed::{ExpireArgs, HoldArgs, ReleaseArgs, WhyArgs},
     error::{Error, Result},
     model::{
+        ids::SnapshotName,
         time::{Instant, Lifetime},
         units::show_size,
     },
@@ -24,20 +22,24 @@ const DELETE_THREADS: usize = 8;
 
 pub fn run(context: &Context<'_>, args: &ExpireArgs) -> Result<Ended> {
     if let Some([snapshot, at]) = args.set.as_deref() {
-        let node = meaning::node(args.node.as_ref());
-        let outcome = keep::set(&context.volume_itself()?, &snapshot.parse()?, when(at)?, &node, &System)?;
+        let (name, node): (SnapshotName, _) = (snapshot.parse()?, context.node(args.node.as_ref())?);
+        let outcome = keep::set(&context.volume_itself_of(&name.job)?, &name, when(at)?, &node, &System)?;
         return recorded(context, &outcome);
     }
     let request = Request {
         job: args.job.as_ref().map(|job| job.parse()).transpose()?,
-        node: meaning::node(args.node.as_ref()),
+        node: context.node(args.node.as_ref())?,
         allow_last: args.allow_last,
         yes: args.yes,
         dry_run: args.dry_run,
         sweep_grace: args.sweep_grace.unwrap_or(SWEEP_GRACE_SECONDS),
         threads: DELETE_THREADS,
     };
-    let (volume, progress) = (context.volume_itself()?, context.progress("expire"));
+    let volume = match &request.job {
+        Some(job) => context.volume_itself_of(job)?,
+        None => context.volume_itself()?,
+    };
+    let progress = context.progress("expire");
     let mut outcome = expire::run(&volume, &request, &System, &progress)?;
     drop(progress);
     let out = context.out;
@@ -103,13 +105,16 @@ fn summary(outcome: &Outcome, dry_run: bool) -> String {
 }
 
 pub fn hold(context: &Context<'_>, args: &HoldArgs) -> Result<Ended> {
-    let (name, node) = (args.snapshot.parse()?, meaning::node(args.node.as_ref()));
-    recorded(context, &keep::hold(&context.volume_itself()?, &name, args.comment.as_deref(), &node, &System)?)
+    let (name, node): (SnapshotName, _) = (args.snapshot.parse()?, context.node(args.node.as_ref())?);
+    recorded(
+        context,
+        &keep::hold(&context.volume_itself_of(&name.job)?, &name, args.comment.as_deref(), &node, &System)?,
+    )
 }
 
 pub fn release(context: &Context<'_>, args: &ReleaseArgs) -> Result<Ended> {
-    let (name, node) = (args.snapshot.parse()?, meaning::node(args.node.as_ref()));
-    recorded(context, &keep::release(&context.volume_itself()?, &name, &node, &System)?)
+    let (name, node): (SnapshotName, _) = (args.snapshot.parse()?, context.node(args.node.as_ref())?);
+    recorded(context, &keep::release(&context.volume_itself_of(&name.job)?, &name, &node, &System)?)
 }
 
 fn recorded(context: &Context<'_>, outcome: &keep::Outcome) -> Result<Ended> {
@@ -125,7 +130,8 @@ fn recorded(context: &Context<'_>, outcome: &keep::Outcome) -> Result<Ended> {
 }
 
 pub fn why(context: &Context<'_>, args: &WhyArgs) -> Result<Ended> {
-    let why = keep::why(&context.volume()?, &args.snapshot.parse()?, &System)?;
+    let name: SnapshotName = args.snapshot.parse()?;
+    let why = keep::why(&context.volume_of(&name.job)?, &name, &System)?;
     if context.out.is_json() {
         context.out.object("result", &why)?;
         return Ok(Ended::Done);

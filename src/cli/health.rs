@@ -2,13 +2,15 @@
 
 use std::{fmt::Write as _, path::Path};
 
-use super::{Context, Ended, exit};
+pub use crate::ops::health::Ran;
+
+use super::{Context, Ended};
 use crate::{
-    clock::{Clock, System},
-    config::typed::{CheckArgs, SnapshotArgs},
+    clock::System,
+    config::{typed::CheckArgs, volume::Target},
     error::{Error, Result},
     model::{ids::Name, show, time::Lifetime, units::parse_size},
-    ops::health::{self, Outcome, Ran},
+    ops::health::{self, Outcome},
     plan::health::{Finding, Limit, Limits, Metric, Status},
 };
 
@@ -16,7 +18,8 @@ pub fn run(context: &Context<'_>, args: &CheckArgs) -> Result<Ended> {
     // What is typed wrongly is said in the way of every verb; all else in the way of a monitoring system.
     let limits = limits(args)?;
     let jobs = args.jobs.iter().map(|job| job.parse()).collect::<Result<Vec<Name>>>()?;
-    let found = context.volume().and_then(|volume| health::run(&volume, &jobs, &limits, &System));
+    let volume = jobs.first().map_or_else(|| context.volume(), |job| context.volume_of(job));
+    let found = volume.and_then(|volume| health::run(&volume, &jobs, &limits, &System));
     let outcome = match found {
         Ok(outcome) => outcome,
         Err(e) => {
@@ -112,25 +115,14 @@ fn seconds(text: &str) -> Result<u64> {
 }
 
 /// After a run: how the job is, and how the run ended. What goes wrong here is only warned of.
-pub fn after_run(context: &Context<'_>, args: &SnapshotArgs, ended: &Result<Ended>, seconds: f64) {
-    let Some(path) = &args.metrics else { return };
-    if let Err(e) = write_after(context, path, args, ended, seconds) {
+pub fn after_run(context: &Context<'_>, path: &Path, target: &Target, ran: Result<Ran>) {
+    let written = ran.and_then(|ran| {
+        // A volume that cannot be reached is told by the exit code.
+        let outcome = super::open(target)
+            .and_then(|volume| health::run(&volume, std::slice::from_ref(&ran.job), &Limits::default(), &System));
+        health::replace(path, &health::prometheus(outcome.ok().as_ref(), Some(&ran)))
+    });
+    if let Err(e) = written {
         context.out.warn(&format!("no metrics: {e}"));
     }
-}
-
-fn write_after(
-    context: &Context<'_>,
-    path: &Path,
-    args: &SnapshotArgs,
-    ended: &Result<Ended>,
-    seconds: f64,
-) -> Result<()> {
-    let job = crate::config::meaning::job(args)?;
-    // A volume that cannot be reached is told by the exit code.
-    let outcome = context
-        .volume()
-        .and_then(|volume| health::run(&volume, std::slice::from_ref(&job), &Limits::default(), &System));
-    let ran = Ran { job, exit: exit::number(ended), seconds, ended_at: System.now()?.as_second() };
-    health::replace(path, &health::prometheus(outcome.ok().as_ref(), Some(&ran)))
 }

@@ -5,7 +5,8 @@ use crate::{clock::System, config::typed::ListArgs, error::Result, model::units:
 
 pub fn run(context: &Context<'_>, args: &ListArgs) -> Result<Ended> {
     let job = args.job.as_ref().map(|job| job.parse()).transpose()?;
-    let found = list::run(&context.volume()?, job.as_ref(), &System)?;
+    let volume = job.as_ref().map_or_else(|| context.volume(), |job| context.volume_of(job))?;
+    let found = list::run(&volume, job.as_ref(), &System)?;
     let out = context.out;
     if out.is_json() {
         for row in &found.rows {

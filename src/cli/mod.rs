@@ -2,36 +2,47 @@
 
 mod browse;
 mod check;
+mod config;
 mod copy;
 mod exit;
 mod expire;
 mod health;
+mod job;
 mod lease;
 mod list;
+mod log;
 mod mount;
 mod output;
 mod progress;
+mod recover;
 mod restore;
+mod run;
 mod shell;
 mod signals;
 mod snapshot;
 mod status;
 mod volume;
 
-use std::{path::Path, process::ExitCode};
+use std::{cell::OnceCell, path::Path, process::ExitCode};
 
 use clap::Parser;
 
 use crate::{
     config::{
-        meaning,
+        file::Config,
+        meaning::{self, Named},
         typed::{Cli, Command, Global},
+        volume::Target,
     },
-    error::{Kind, Result},
-    model::place::{Access, Place},
+    error::{Error, Kind, Result},
+    model::{
+        ids::Name,
+        place::{Access, Place},
+    },
     plan::health::Status,
-    volume::{Volume, local::LocalStore},
+    volume::{Volume, local::LocalStore, mount as mounted},
 };
+use log::Log;
 use output::Output;
 
 /// Runs bk with the process's arguments.
@@ -40,9 +51,22 @@ pub fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(e) => return output::usage(&e),
     };
-    let out = Output::new(cli.global.json, cli.global.quiet);
-    let result = signals::watch().and_then(|signals| run(&cli, &out, &signals));
+    let out = Output::new(cli.global.json, cli.global.quiet, cli.global.verbose);
+    if let Some(path) = cli.global.log.as_ref().filter(|path| !path.as_os_str().is_empty()) {
+        out.log_to(Log::open(path, None));
+    }
+    out.detail(&format!("begins: {}", line()));
+    // A watcher has to outlive what ends its run.
+    let is_watcher = matches!(&cli.command, Command::Recover(args) if args.watch.is_some());
+    let watch = if is_watcher { signals::outlive } else { signals::watch };
+    let result = watch().and_then(|signals| run(&cli, &out, &signals));
     exit::code(&out, result)
+}
+
+/// The command line, for the log; a stream's own command is left out: a password may stand in it.
+fn line() -> String {
+    let words = std::env::args_os().skip(1).take_while(|word| word != "--");
+    words.map(|word| crate::model::show::name(word.as_encoded_bytes())).collect::<Vec<_>>().join(" ")
 }
 
 /// How a verb ended when it did not fail.
@@ -52,14 +76,14 @@ enum Ended {
     Incomplete,
     /// Faults were found in what is stored: exit 8.
     Faults,
-    /// Done, but what was to be done after it failed, and that was said: the exit code of this.
-    But(Kind),
+    /// All was told already: this is the exit code.
+    Code(u8),
     /// What a monitoring system is told, in its own codes.
     Health(Status),
 }
 
 fn run(cli: &Cli, out: &Output, signals: &signals::Signals) -> Result<Ended> {
-    let context = Context { global: &cli.global, out, signals };
+    let context = Context { global: &cli.global, out, signals, config: OnceCell::new() };
     match &cli.command {
         Command::Snapshot(args) => snapshot::run(&context, args),
         Command::List(args) => list::run(&context, args),
@@ -70,6 +94,7 @@ fn run(cli: &Cli, out: &Output, signals: &signals::Signals) -> Result<Ended> {
         Command::Export(args) => browse::export(&context, args),
         Command::Diff(args) => browse::diff(&context, args),
         Command::Restore(args) => restore::run(&context, args),
+        Command::Recover(args) => recover::run(&context, args),
         Command::Verify(args) => check::run(&context, args),
         Command::Expire(args) => expire::run(&context, args),
         Command::Hold(args) => expire::hold(&context, args),
@@ -80,6 +105,7 @@ fn run(cli: &Cli, out: &Output, signals: &signals::Signals) -> Result<Ended> {
         Command::Check(args) => health::run(&context, args),
         Command::Copy(args) => copy::run(&context, args),
         Command::Lease(command) => lease::run(&context, command),
+        Command::Config(command) => config::run(&context, command),
         Command::Volume(command) => volume::run(&context, command),
         Command::Completions { shell } => shell::completions(*shell),
         Command::Man { dir } => shell::man(dir),
@@ -91,39 +117,97 @@ struct Context<'a> {
     global: &'a Global,
     out: &'a Output,
     signals: &'a signals::Signals,
+    config: OnceCell<Config>,
 }
 
 impl Context<'_> {
-    /// The volume as a reader wants it: records it has seen before are not fetched again.
-    fn volume(&self) -> Result<Volume> {
-        self.volume_at(&meaning::volume(self.global)?)
+    /// The configuration, read when it is first asked for.
+    fn config(&self) -> Result<&Config> {
+        if let Some(config) = self.config.get() {
+            return Ok(config);
+        }
+        let config = Config::load(self.global.config.as_deref())?;
+        if let Some(text) = config.log().filter(|_| !self.out.has_log()) {
+            self.out.log_to(Log::open(&text.file, Some(text)));
+        }
+        let files: Vec<String> = config.files().map(|path| path.display().to_string()).collect();
+        self.out
+            .detail(&format!("configuration: {}", if files.is_empty() { "none".to_owned() } else { files.join(", ") }));
+        Ok(self.config.get_or_init(|| config))
     }
 
-    fn volume_at(&self, place: &Place) -> Result<Volume> {
-        crate::volume::open(place, &meaning::access(self.global))
+    /// This node's name: as typed, as configured, or the host's.
+    fn node(&self, typed: Option<&String>) -> Result<String> {
+        match typed.filter(|name| !name.is_empty()) {
+            Some(_) => Ok(meaning::node(typed)),
+            None => Ok(meaning::node(self.config()?.text.node.as_ref().map(ToString::to_string).as_ref())),
+        }
+    }
+
+    /// How an S3 volume is reached, as typed; a signal ends its waiting, too.
+    fn access(&self) -> Result<Access> {
+        Ok(Access { stop: self.signals.stop(), ..meaning::access(self.global)? })
+    }
+
+    /// Which volume is meant.
+    fn target(&self, named: Option<Named<'_>>) -> Result<Target> {
+        meaning::target(self.global, &self.access()?, &|| self.config(), named)
+    }
+
+    /// The volume as a reader wants it: records it has seen before are not fetched again.
+    fn volume(&self) -> Result<Volume> {
+        open(&self.target(None)?)
+    }
+
+    /// The same, of a snapshot's job.
+    fn volume_of(&self, job: &Name) -> Result<Volume> {
+        open(&self.target(Some(Named::Job(job)))?)
     }
 
     /// The volume with nothing remembered of it: what is checked, added to or deleted from is what lies there.
     fn volume_itself(&self) -> Result<Volume> {
-        let access = Access { no_cache: true, ..meaning::access(self.global) };
-        crate::volume::open(&meaning::volume(self.global)?, &access)
+        open(&itself(self.target(None)?))
     }
 
-    /// Another volume, to be added to.
+    /// The same, of a snapshot's job.
+    fn volume_itself_of(&self, job: &Name) -> Result<Volume> {
+        open(&itself(self.target(Some(Named::Job(job)))?))
+    }
+
+    /// Another volume, named in another place than --volume, to be added to.
     fn other(&self, place: &Path) -> Result<Volume> {
-        let access = Access { no_cache: true, ..meaning::access(self.global) };
-        crate::volume::open(&Place::parse(place.to_owned())?, &access)
-    }
-
-    /// The volume's directory, when it is one.
-    fn local(&self) -> Result<Option<LocalStore>> {
-        match meaning::volume(self.global)? {
-            Place::Dir(path) => LocalStore::open(&path).map(Some),
-            Place::S3(_) => Ok(None),
-        }
+        open(&itself(self.target(Some(Named::Place(place)))?))
     }
 
     fn progress(&self, verb: &'static str) -> progress::Progress<'_> {
         progress::Progress::new(self.out, self.signals, verb)
+    }
+}
+
+fn itself(target: Target) -> Target {
+    Target { access: Access { no_cache: true, ..target.access }, ..target }
+}
+
+/// The volume's directory, when it is one.
+fn local(target: &Target) -> Result<Option<LocalStore>> {
+    match &target.place {
+        Place::Dir(path) => LocalStore::open(path).map(Some),
+        Place::S3(_) => Ok(None),
+    }
+}
+
+/// Opens a volume that is what its configuration says.
+fn open(target: &Target) -> Result<Volume> {
+    if let (Place::Dir(dir), Some(mount_point)) = (&target.place, &target.expected.mount_point) {
+        mounted::require_of(&LocalStore::open(dir)?, mount_point)?;
+    }
+    let volume = crate::volume::open(&target.place, &target.access)?;
+    match &target.expected.id {
+        Some(id) if *id != volume.file.id => Err(Error::new(
+            Kind::Volume,
+            format!("{} is another volume: its id is {}, not {}", volume.shown, volume.file.id.as_str(), id.as_str()),
+        )
+        .with_hint("is the right medium mounted? `id` in the configuration says which volume is meant")),
+        _ => Ok(volume),
     }
 }

@@ -12,11 +12,11 @@ use std::{
 use super::{Context, Ended, output::Output, signals::Signals};
 use crate::{
     config::{
-        meaning,
+        meaning::{self, Named},
         typed::{MountArgs, UmountArgs},
     },
     error::{Error, Result},
-    model::place::Place,
+    model::{ids::SnapshotName, place::Place},
     monitor::Monitor,
     mount::attach::Options,
     ops::mount::{self, Request},
@@ -77,18 +77,19 @@ pub fn mount(context: &Context<'_>, args: &MountArgs) -> Result<Ended> {
     if args.daemon && !is_daemon {
         return start_daemon();
     }
-    let place = meaning::volume(context.global)?;
+    let snapshot = args.snapshot.as_deref().map(str::parse::<SnapshotName>).transpose()?;
+    let target = context.target(snapshot.as_ref().map(|snapshot| Named::Job(&snapshot.job)))?;
     let request = Request {
-        snapshot: args.snapshot.as_deref().map(str::parse).transpose()?,
+        snapshot,
         mount_point: args.mount_point.clone().ok_or_else(|| Error::usage("name a directory to mount on"))?,
         options: Options { allow_exec: args.allow_exec, allow_other: args.allow_other },
-        is_remote: matches!(place, Place::S3(_)),
-        cache_len: meaning::cache_len(args.cache_size.as_ref())?,
+        is_remote: matches!(target.place, Place::S3(_)),
+        cache_len: meaning::cache_len(args.cache_memory.as_ref())?,
         deadline: args.read_timeout.map(|seconds| Duration::from_secs(seconds.max(1))),
         threads: meaning::threads(context.global)?,
     };
-    let volume = context.volume_at(&place)?;
-    let out = Output::new(context.out.is_json(), context.global.quiet);
+    let volume = super::open(&target)?;
+    let out = Output::new(context.out.is_json(), context.global.quiet, context.global.verbose);
     let log = Log { out, signals: context.signals.clone(), is_daemon, told: Mutex::default() };
     let monitor: Arc<dyn Monitor> = Arc::new(log);
     let outcome = mount::run(&volume, &request, &monitor, |path| {

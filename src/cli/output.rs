@@ -3,16 +3,21 @@
 use std::{
     io::{IsTerminal, Write},
     process::ExitCode,
+    sync::OnceLock,
 };
 
 use serde::Serialize;
 
-use crate::error::{Error, Kind, Result};
+use super::log::Log;
+use crate::error::{Error, Result};
 
 /// Where and how to print.
 pub struct Output {
     json: bool,
     quiet: bool,
+    verbose: u8,
+    is_journal: bool,
+    log: OnceLock<Log>,
 }
 
 fn failed(e: std::io::Error) -> Error {
@@ -21,8 +26,33 @@ fn failed(e: std::io::Error) -> Error {
 
 impl Output {
     /// JSON or text, quiet or not.
-    pub fn new(json: bool, quiet: bool) -> Self {
-        Self { json, quiet }
+    pub fn new(json: bool, quiet: bool, verbose: u8) -> Self {
+        Self { json, quiet, verbose, is_journal: is_journal(), log: OnceLock::new() }
+    }
+
+    /// From now on what is said is also written there. A log that cannot be written is no reason to take no backup.
+    pub fn log_to(&self, log: Result<Log>) {
+        match log {
+            Ok(log) => drop(self.log.set(log)),
+            Err(e) => self.warn(&e.to_string()),
+        }
+    }
+
+    /// Whether there is a log already.
+    pub fn has_log(&self) -> bool {
+        self.log.get().is_some()
+    }
+
+    fn log(&self, text: &str) {
+        if let Some(log) = self.log.get() {
+            log.line(text);
+        }
+    }
+
+    /// Writes to standard error. The journal reads the severity of a line at its beginning.
+    fn err(&self, severity: u8, text: &str) {
+        let mark = if self.is_journal { format!("<{severity}>") } else { String::new() };
+        let _ = writeln!(std::io::stderr().lock(), "{mark}{text}");
     }
 
     /// Whether JSON is wanted.
@@ -59,45 +89,77 @@ impl Output {
 
     /// Text for people: not when quiet, not with JSON.
     pub fn say(&self, text: &str) {
+        self.log(text);
         if !self.quiet && !self.json {
-            err(text);
+            self.err(INFO, text);
+        }
+    }
+
+    /// What only who looks closely wants to know: with `--verbose`, and in the log.
+    pub fn detail(&self, text: &str) {
+        self.log(text);
+        if self.verbose > 0 && !self.json {
+            self.err(INFO, &format!("bk: {text}"));
+        }
+    }
+
+    /// What goes as it should, for the log.
+    pub fn note(&self, text: &str) {
+        self.log(text);
+        if self.json {
+            let _ = self.object("note", &serde_json::json!({ "text": text }));
+        } else if !self.quiet {
+            self.err(INFO, &format!("bk: {text}"));
         }
     }
 
     /// A warning.
     pub fn warn(&self, text: &str) {
+        self.log(&format!("warning: {text}"));
         if self.json {
             let _ = self.object("warning", &serde_json::json!({ "text": text }));
         } else if !self.quiet {
-            err(&format!("bk: warning: {text}"));
+            self.err(WARNING, &format!("bk: warning: {text}"));
         }
     }
 
     /// Something found wrong: shown even when quiet.
     pub fn fault(&self, text: &str) {
+        self.log(text);
         if !self.json {
-            err(&format!("bk: {text}"));
+            self.err(ERROR, &format!("bk: {text}"));
         }
     }
 
     /// The error that ends the run.
     pub fn error(&self, error: &Error, code: u8) {
         if self.json {
-            let mut value = serde_json::json!({ "message": error.to_string(), "hint": error.hint(), "exit": code });
-            if error.kind() == Kind::Aborted {
-                value["outcome"] = "aborted".into();
-            }
+            let value = serde_json::json!({ "message": error.to_string(), "hint": error.hint(), "exit": code });
             let _ = self.object("error", &value);
         }
-        err(&format!("bk: error: {error}"));
-        if let Some(hint) = error.hint() {
-            err(&format!("bk: hint: {hint}"));
+        self.told(&error.to_string(), error.hint(), code);
+    }
+
+    /// An error in words alone: the object for it is another's.
+    pub fn told(&self, message: &str, hint: Option<&str>, code: u8) {
+        self.log(&format!("error: {message} (exit {code})"));
+        self.err(ERROR, &format!("bk: error: {message}"));
+        if let Some(hint) = hint {
+            self.err(ERROR, &format!("bk: hint: {hint}"));
         }
     }
 }
 
-fn err(text: &str) {
-    let _ = writeln!(std::io::stderr().lock(), "{text}");
+/// Severities as syslog counts them.
+const ERROR: u8 = 3;
+const WARNING: u8 = 4;
+const INFO: u8 = 6;
+
+/// Whether standard error is read by the journal: systemd names its device and inode.
+fn is_journal() -> bool {
+    let named = std::env::var("JOURNAL_STREAM").unwrap_or_default();
+    let stat = rustix::fs::fstat(std::io::stderr());
+    stat.is_ok_and(|stat| named == format!("{}:{}", stat.st_dev, stat.st_ino))
 }
 
 /// Prints clap's message: help goes to standard output with 0, a usage error to standard error with 2.

@@ -106,6 +106,13 @@ impl Monitor for Progress<'_> {
         }
     }
 
+    fn note(&self, text: &str) {
+        match &self.bar {
+            Some(bar) => bar.suspend(|| self.out.note(text)),
+            None => self.out.note(text),
+        }
+    }
+
     fn advance(&self, entries: u64, bytes: u64, path: &[u8]) {
         self.counts.entries.fetch_add(entries, Ordering::Relaxed);
         self.counts.bytes.fetch_add(bytes, Ordering::Relaxed);

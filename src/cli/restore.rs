@@ -25,7 +25,7 @@ pub fn run(context: &Context<'_>, args: &RestoreArgs) -> Result<Ended> {
             device: device.clone(),
             threads,
         };
-        let (volume, progress) = (context.volume()?, context.progress("restore"));
+        let (volume, progress) = (context.volume_of(&options.snapshot.job)?, context.progress("restore"));
         let outcome = restore::to_device(&volume, &options, &progress)?;
         drop(progress);
         if context.out.is_json() {
@@ -50,7 +50,7 @@ pub fn run(context: &Context<'_>, args: &RestoreArgs) -> Result<Ended> {
         safe: args.safe,
         threads,
     };
-    let volume = context.volume()?;
+    let volume = context.volume_of(&options.snapshot.job)?;
     if args.dry_run {
         return dry_run(context, &volume, &options);
     }

@@ -1,139 +1,76 @@
 //! `bk snapshot`
 
-use super::{Context, Ended, copy, health, progress::show_time};
+use super::{Context, Ended, copy, health, job, progress::show_time, run as shown};
 use crate::{
-    clock::{Clock, System},
+    clock::System,
     config::{meaning, typed::SnapshotArgs},
-    engine::{beat, write::pipeline},
+    engine::{beat, cluster::gate::Open},
     error::{Error, Result},
-    model::{time::Lifetime, units::show_size},
-    ops::snapshot::{self, Input, Outcome, Planned, Request, Skipped},
-    plan::{
-        level::{self, Decision},
-        schedule::Schedule,
+    format::notes::COMMENT_LEN_MAX,
+    model::units::show_size,
+    ops::{
+        run::{self, Job, Work},
+        snapshot::{self, Guards, Outcome, Planned, Request},
     },
-    source::select::{Globs, Selection, parse_exclude_file},
+    plan::level::Decision,
 };
 
 pub fn run(context: &Context<'_>, args: &SnapshotArgs) -> Result<Ended> {
-    let started = std::time::Instant::now();
-    let ended = take(context, args);
-    health::after_run(context, args, &ended, started.elapsed().as_secs_f64());
-    ended
-}
-
-fn take(context: &Context<'_>, args: &SnapshotArgs) -> Result<Ended> {
-    let request = request(context, args)?;
-    let after = copy::After::new(context, args)?;
-    let (volume, local) = (context.volume_itself()?, context.local()?);
+    let asked = job::asked(context, args)?;
+    let request = asked.request(context, args)?;
+    let target = super::itself(asked.target(context, &request.job)?);
+    let free_bytes_min = target.expected.min_free.unwrap_or(0);
+    let guarded = |request: Request| Request { guards: Guards { free_bytes_min, ..request.guards }, ..request };
+    let in_role = |role: Option<&str>| match asked.in_role(context, args, role)? {
+        Some(asked) => asked.request(context, args).map(guarded),
+        None => Ok(guarded(request.clone())),
+    };
+    let after = copy::After::new(args, asked.copy_to(), meaning::threads(context.global)?)?;
     if args.dry_run {
-        let planned = snapshot::plan(&volume, &request, &System)?;
+        let request = in_role(None)?;
+        let planned = snapshot::plan(&super::open(&target)?, &request, &System)?;
         return show_plan(context, &request, &planned);
     }
+    let around = asked.around();
+    let job = Job {
+        name: &request.job,
+        node: &request.node,
+        gate: &around.gate,
+        steps: &around.steps,
+        max_hold: around.max_hold,
+        state_dir: &meaning::state_dir(args.state_dir.as_ref(), context.config()?.text.state_dir.as_ref())?,
+        beat: beat(args)?,
+    };
+    let open = || {
+        let (volume, local) = (super::open(&target)?, super::local(&target)?);
+        let (at, level) = (&volume.shown, request.level.as_ref().map_or(0, |level| level.level));
+        let id = volume.file.id.as_str();
+        context.out.detail(&format!("job {} at level {level} on volume {id} at {at}", request.job));
+        Ok((volume, local))
+    };
+    let requested = |open: &Open| in_role(open.role.as_deref());
     let progress = context.progress("snapshot");
-    let ended = snapshot::run(&volume, local.as_ref(), &request, &System, &progress)?;
+    let mut report = run::run(&job, &Work { open: &open, request: &requested }, &System, &progress);
     let seconds = progress.elapsed().as_secs_f64();
     drop(progress);
-    let outcome = match ended {
-        snapshot::Ended::Taken(outcome) => outcome,
-        snapshot::Ended::Skipped(skipped) => return show_skipped(context, &skipped),
-    };
-    let copies = after.run(context, &volume, &outcome.snapshot)?;
-    if context.out.is_json() {
-        #[derive(serde::Serialize)]
-        struct Timed<'a> {
-            #[serde(flatten)]
-            outcome: &'a Outcome,
-            seconds: f64,
-            #[serde(skip_serializing_if = "<[_]>::is_empty")]
-            copies: &'a [copy::Copied],
-        }
-        context.out.object("result", &Timed { outcome: &outcome, seconds, copies: &copies })?;
-    } else {
-        summary(context, &outcome, seconds);
+    let taken = report.taken().map(|outcome| outcome.snapshot.clone());
+    let mut copies = taken.map_or_else(Vec::new, |snapshot| after.run(context, &target, &snapshot));
+    report.after(copies.iter_mut().filter_map(copy::Copied::take_error));
+    if let Some(path) = &args.metrics {
+        health::after_run(context, path, &target, health::Ran::now(&request.job, report.exit(), seconds));
     }
-    let ended = if outcome.totals.incomplete > 0 { Ended::Incomplete } else { Ended::Done };
-    Ok(copy::told(context, &copies, ended))
+    shown::show(context, (&report, &copies), seconds, |outcome| summary(context, outcome, seconds))
 }
 
-/// A run that was not needed: exit 0.
-fn show_skipped(context: &Context<'_>, skipped: &Skipped) -> Result<Ended> {
-    if context.out.is_json() {
-        context.out.object("result", skipped)?;
-    } else {
-        context.out.say(&format!("{}: {}", skipped.outcome, skipped.why));
+/// How the run says how far it is; tests cannot wait so long and set `BK_TEST_BEAT_MS`.
+fn beat(args: &SnapshotArgs) -> Result<beat::Settings> {
+    let set = std::env::var("BK_TEST_BEAT_MS").ok().and_then(|text| text.parse::<u64>().ok());
+    let every = set.map_or(beat::Settings::default().every, std::time::Duration::from_millis);
+    let comment = args.comment.clone().filter(|text| !text.is_empty());
+    if comment.as_ref().is_some_and(|text| text.len() > COMMENT_LEN_MAX) {
+        return Err(Error::usage(format!("--comment is longer than {COMMENT_LEN_MAX} bytes")));
     }
-    Ok(Ended::Done)
-}
-
-fn request(context: &Context<'_>, args: &SnapshotArgs) -> Result<Request> {
-    let job = meaning::job(args)?;
-    let storing = meaning::storing(args)?;
-    let mut patterns = args.exclude.clone();
-    for file in &args.exclude_file {
-        let text = std::fs::read_to_string(file).map_err(|e| {
-            Error::io(format!("cannot read {}", file.display()), e).with_kind(crate::error::Kind::Usage)
-        })?;
-        patterns.extend(parse_exclude_file(&text));
-    }
-    let streams = match (&args.stdin, args.run.is_empty()) {
-        (Some(name), _) => vec![(name.parse()?, Input::Stdin)],
-        (None, true) => Vec::new(),
-        (None, false) => {
-            let name = args.stream_name.as_ref().map_or_else(|| Ok(job.clone()), |name| name.parse())?;
-            vec![(name, Input::Command(args.run.clone()))]
-        }
-    };
-    let (every, comment) = meaning::beat(args)?;
-    Ok(Request {
-        node: meaning::node(args.node.as_ref()),
-        level: level(args)?,
-        min_interval: meaning::min_interval(args)?,
-        keep: args.expire.as_ref().filter(|text| !text.is_empty()).map(|text| text.parse::<Lifetime>()).transpose()?,
-        base: args.directory.clone(),
-        sources: args.paths.clone(),
-        selection: Selection {
-            exclude: Globs::new(&patterns)?,
-            exclude_caches: args.exclude_caches,
-            exclude_if_present: args.exclude_if_present.clone(),
-            one_file_system: args.one_file_system,
-        },
-        patterns,
-        streams,
-        pipeline: pipeline::Settings {
-            threads: meaning::threads(context.global)?,
-            codec: storing.codec,
-            frame_len: storing.frame_len,
-            verify_all: args.verify_write,
-        },
-        part_len: storing.part_len,
-        ignore_inode: args.ignore_inode,
-        beat: beat::Settings { every: every.unwrap_or(beat::Settings::default().every), comment },
-        job,
-    })
-}
-
-/// The level that is wanted: as typed, or by the schedule for this day in this node's time zone.
-fn level(args: &SnapshotArgs) -> Result<Option<level::Request>> {
-    let levels = args.levels.as_ref().filter(|text| !text.trim().is_empty());
-    let schedule = levels.map(|text| text.parse::<Schedule>()).transpose()?;
-    let (level, because) = match (args.level.as_deref(), schedule) {
-        (None, None) => (0, None),
-        (None | Some("auto"), Some(schedule)) => {
-            let zone = jiff::tz::TimeZone::try_system().unwrap_or(jiff::tz::TimeZone::UTC);
-            let now = System.now()?.0.to_zoned(zone);
-            let (level, clause) = schedule.on(now.date());
-            (level, Some(format!("`{clause}` on {}", now.strftime("%A %Y-%m-%d, %Q"))))
-        }
-        (Some("auto"), None) => {
-            return Err(Error::usage("--level auto has no schedule").with_hint("--levels '0 on sun, 1 otherwise'"));
-        }
-        (Some(text), _) => match text.parse::<u8>() {
-            Ok(level @ 0..=9) => (level, None),
-            _ => return Err(Error::usage(format!("--level {text} is not 0 to 9 or auto"))),
-        },
-    };
-    Ok(Some(level::Request { level, because, no_promote: args.no_promote, strict_base: args.strict_base }))
+    Ok(beat::Settings { every, comment })
 }
 
 /// `--dry-run`: what would be taken and why.

@@ -5,10 +5,7 @@ use std::time::Duration;
 use super::{Context, Ended, list::table, progress::show_time};
 use crate::{
     clock::System,
-    config::{
-        meaning,
-        typed::{AbortArgs, StatusArgs},
-    },
+    config::typed::{AbortArgs, StatusArgs},
     error::{Error, Kind, Result},
     model::{ids::Name, show, units::show_size},
     ops::status::{self, Row},
@@ -21,7 +18,7 @@ const TICK: Duration = Duration::from_millis(100);
 
 pub fn run(context: &Context<'_>, args: &StatusArgs) -> Result<Ended> {
     let job = args.job.as_ref().map(|job| job.parse::<Name>()).transpose()?;
-    let volume = context.volume()?;
+    let volume = job.as_ref().map_or_else(|| context.volume(), |job| context.volume_of(job))?;
     loop {
         let rows = status::run(&volume, job.as_ref(), &System)?;
         show_rows(context, &rows)?;
@@ -77,8 +74,8 @@ fn show_rows(context: &Context<'_>, rows: &[Row]) -> Result<()> {
 
 pub fn abort(context: &Context<'_>, args: &AbortArgs) -> Result<Ended> {
     let job: Name = args.job.parse()?;
-    let node = meaning::node(args.node.as_ref());
-    let asked = status::abort(&context.volume_itself()?, &job, (&node, args.comment.as_deref()), &System)?;
+    let node = context.node(args.node.as_ref())?;
+    let asked = status::abort(&context.volume_itself_of(&job)?, &job, (&node, args.comment.as_deref()), &System)?;
     if context.out.is_json() {
         context.out.object("result", &serde_json::json!({ "asked": asked }))?;
         return Ok(Ended::Done);

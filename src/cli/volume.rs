@@ -5,16 +5,16 @@ use std::path::Path;
 use super::{Context, Ended};
 use crate::{
     clock::{Clock, System},
-    config::{meaning, typed::VolumeCommand},
-    error::Result,
-    model::{place::Place, units::show_size},
+    config::{meaning::Named, typed::VolumeCommand},
+    error::{Kind, Result},
+    model::{place::Access, units::show_size},
     ops::list,
-    volume::{self, Volume, probe},
+    volume::{self, Volume, mount, probe},
 };
 
 pub fn run(context: &Context<'_>, command: &VolumeCommand) -> Result<Ended> {
     match command {
-        VolumeCommand::Create { place } => create(context, place),
+        VolumeCommand::Create { place, exclusive_writer } => create(context, place, *exclusive_writer),
         VolumeCommand::Info { place } => info(context, place.as_deref()),
         VolumeCommand::Check { place } => check(context, place.as_deref()),
     }
@@ -23,18 +23,26 @@ pub fn run(context: &Context<'_>, command: &VolumeCommand) -> Result<Ended> {
 /// The volume named by the verb, or by `--volume`.
 fn named(context: &Context<'_>, place: Option<&Path>) -> Result<Volume> {
     match place {
-        Some(place) => context.volume_at(&Place::parse(place.to_owned())?),
+        Some(place) => super::open(&context.target(Some(Named::Place(place)))?),
         None => context.volume(),
     }
 }
 
-fn create(context: &Context<'_>, place: &Path) -> Result<Ended> {
-    let place = Place::parse(place.to_owned())?;
-    let volume = volume::create(&place, &meaning::access(context.global), System.now()?)?;
+fn create(context: &Context<'_>, place: &Path, exclusive_writer: bool) -> Result<Ended> {
+    let target = context.target(Some(Named::Place(place)))?;
+    // A mount that is missing would put the volume where it was not meant to be.
+    if let Some(mount_point) = &target.expected.mount_point {
+        mount::require(mount_point).map_err(|e| e.with_kind(Kind::Volume))?;
+    }
+    let access = Access { exclusive_writer, ..target.access };
+    let volume = volume::create(&target.place, &access, System.now()?)?;
     if context.out.is_json() {
         context.out.object("result", &list::info(&volume, &System)?)?;
     } else {
         context.out.say(&format!("volume {} made in {}", volume.file.id.as_str(), volume.shown));
+        if volume.file.exclusive_writer {
+            context.out.say("it knows no conditional create: never let two processes write to it at the same time");
+        }
     }
     Ok(Ended::Done)
 }
@@ -65,13 +73,13 @@ fn check(context: &Context<'_>, place: Option<&Path>) -> Result<Ended> {
     let volume = named(context, place)?;
     let found = probe::run(&*volume.store)?;
     if context.out.is_json() {
-        found.require(&volume.shown)?;
+        found.require(&volume.shown, volume.file.exclusive_writer)?;
         context.out.object("result", &found)?;
         return Ok(Ended::Done);
     }
     for (what, holds) in found.rows() {
         context.out.line(&format!("{what:<27} {}", if holds { "yes" } else { "NO" }))?;
     }
-    found.require(&volume.shown)?;
+    found.require(&volume.shown, volume.file.exclusive_writer)?;
     Ok(Ended::Done)
 }

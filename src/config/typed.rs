@@ -10,7 +10,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 #[derive(Debug, Parser)]
 #[command(name = "bk", version, propagate_version = true, max_term_width = 100)]
 #[command(
-    after_help = "A snapshot is named job/17, job/latest or job/latest~2.\nExit codes: 0 done, 1 error, 2 usage, 3 done but incomplete, 4 volume, 6 lost to another run, 8 integrity, 9 no space, 128+n signal."
+    after_help = "A snapshot is named job/17, job/latest or job/latest~2.\nExit codes: 0 done, 1 error, 2 usage, 3 done but incomplete, 4 volume, 5 gate, 6 lost to another run, 7 step, 8 integrity, 9 no space, 128+n signal."
 )]
 pub struct Cli {
     /// What to do.
@@ -24,9 +24,12 @@ pub struct Cli {
 /// Options of every command.
 #[derive(Clone, Debug, Args)]
 pub struct Global {
-    /// The volume: a directory or s3://BUCKET/PREFIX, made by `bk volume create`
-    #[arg(long, global = true, env = "BK_VOLUME", value_name = "DIR|URL", hide_env_values = true)]
+    /// The volume: a name from the configuration, a directory or s3://BUCKET/PREFIX, made by `bk volume create`
+    #[arg(long, global = true, env = "BK_VOLUME", value_name = "NAME|DIR|URL", hide_env_values = true)]
     pub volume: Option<PathBuf>,
+    /// The configuration, with conf.d/*.toml beside it; an empty name is none [default: /etc/bk/bk.toml]
+    #[arg(long, global = true, env = "BK_CONFIG", value_name = "FILE", hide_env_values = true)]
+    pub config: Option<PathBuf>,
     /// S3: URL of the server (default: AWS_ENDPOINT_URL, or Amazon's)
     #[arg(long, global = true, value_name = "URL", help_heading = "S3 volumes")]
     pub endpoint: Option<String>,
@@ -42,12 +45,35 @@ pub struct Global {
     /// S3: keep no copies of records and indexes on this machine
     #[arg(long, global = true, help_heading = "S3 volumes")]
     pub no_cache: bool,
+    /// S3: let such copies take this much, for all volumes together
+    #[arg(
+        long,
+        global = true,
+        env = "BK_CACHE_SIZE",
+        value_name = "SIZE",
+        default_value = "1GiB",
+        hide_env_values = true,
+        help_heading = "S3 volumes"
+    )]
+    pub cache_size: String,
+    /// Send at most this many bytes a second to the volume, on average: 10MiB
+    #[arg(long, global = true, env = "BK_LIMIT_UPLOAD", value_name = "RATE", hide_env_values = true)]
+    pub limit_upload: Option<String>,
+    /// Fetch at most this many bytes a second from the volume, on average
+    #[arg(long, global = true, env = "BK_LIMIT_DOWNLOAD", value_name = "RATE", hide_env_values = true)]
+    pub limit_download: Option<String>,
     /// Print JSON, one object a line
     #[arg(long, global = true)]
     pub json: bool,
     /// Print no progress, no summary and no warnings
     #[arg(long, short, global = true)]
     pub quiet: bool,
+    /// Tell more: the files of the configuration, volume, level and base
+    #[arg(long, short, global = true, action = clap::ArgAction::Count, conflicts_with = "quiet")]
+    pub verbose: u8,
+    /// Also write what is said to this file, with the time (default: that of the configuration)
+    #[arg(long, global = true, env = "BK_LOG", value_name = "FILE", hide_env_values = true)]
+    pub log: Option<PathBuf>,
     /// Worker threads (default: one for each processor, at most 16)
     #[arg(long, global = true, env = "BK_THREADS", value_name = "N")]
     pub threads: Option<usize>,
@@ -56,7 +82,7 @@ pub struct Global {
 /// The verbs.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Take a snapshot of trees, standard input or a command's output
+    /// Take a snapshot of a configured job, or of trees, standard input or a command's output
     Snapshot(Box<SnapshotArgs>),
     /// List snapshots
     List(ListArgs),
@@ -72,6 +98,8 @@ pub enum Command {
     Umount(UmountArgs),
     /// Write a snapshot's tree to standard output as one tar
     Export(ExportArgs),
+    /// Leave what a run that was killed had begun
+    Recover(RecoverArgs),
     /// Check what is stored
     Verify(VerifyArgs),
     /// Show what differs between two snapshots
@@ -95,6 +123,9 @@ pub enum Command {
     /// Show or end the leases of jobs: who is at work
     #[command(subcommand)]
     Lease(LeaseCommand),
+    /// Check the configuration, show a job of it, or make a first one
+    #[command(subcommand)]
+    Config(ConfigCommand),
     /// Make or describe a volume
     #[command(subcommand)]
     Volume(VolumeCommand),
@@ -114,15 +145,21 @@ pub enum Command {
 /// `bk snapshot`
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Examples:\n  bk snapshot --volume /srv/bk --job home /home /etc\n  pg_dump shop | bk snapshot --volume /srv/bk --job db --stdin shop.sql\n  bk snapshot --volume /srv/bk --job db -- pg_dump shop"
+    after_help = "Examples:\n  bk snapshot home\n  bk snapshot --volume /srv/bk --job home /home /etc\n  pg_dump shop | bk snapshot --volume /srv/bk --job db --stdin shop.sql\n  bk snapshot --volume /srv/bk --job db -- pg_dump shop"
 )]
 pub struct SnapshotArgs {
-    /// Directories and files to store; a block device is stored as a stream
-    #[arg(value_name = "PATH")]
+    /// A configured job; or, with --job, directories and files to store, where a block device is stored as a stream
+    #[arg(value_name = "JOB|PATH")]
     pub paths: Vec<PathBuf>,
     /// The job the snapshot belongs to
     #[arg(long, env = "BK_JOB", value_name = "NAME")]
     pub job: Option<String>,
+    /// Of a configured job: take the set for this role, not the one the gate tells
+    #[arg(long, env = "BK_ROLE", value_name = "NAME")]
+    pub role: Option<String>,
+    /// Of a configured job: use this agent
+    #[arg(long, env = "BK_AGENT", value_name = "NAME")]
+    pub agent: Option<String>,
     /// Store names relative to this directory; PATHs are below it
     #[arg(long, short = 'C', value_name = "DIR")]
     pub directory: Option<PathBuf>,
@@ -135,6 +172,9 @@ pub struct SnapshotArgs {
     /// Store the output of this command; it counts only when the command exits with 0
     #[arg(last = true, value_name = "COMMAND")]
     pub run: Vec<OsString>,
+    /// Give the command this variable, although it looks like a secret of bk's own
+    #[arg(long, value_name = "NAME", requires = "run")]
+    pub pass_env: Vec<String>,
     /// Leave out what matches: a name at any depth, or a path from the top when it begins with `/`
     #[arg(long, short, value_name = "GLOB")]
     pub exclude: Vec<String>,
@@ -153,15 +193,15 @@ pub struct SnapshotArgs {
     /// Store directories on other file systems empty
     #[arg(long, short = 'x')]
     pub one_file_system: bool,
-    /// zstd:1 to zstd:19, bzip2:1 to bzip2:9, or none
-    #[arg(long, value_name = "CODEC", default_value = "zstd:3", env = "BK_COMPRESSION")]
-    pub compression: String,
-    /// Content of a frame, the smallest piece that is read: a power of two from 256KiB to 64MiB
-    #[arg(long, value_name = "SIZE", default_value = "4MiB")]
-    pub frame_size: String,
-    /// Stored size of a part, 16MiB to 1GiB
-    #[arg(long, value_name = "SIZE", default_value = "64MiB")]
-    pub part_size: String,
+    /// zstd:1 to zstd:19, bzip2:1 to bzip2:9, or none [default: zstd:3]
+    #[arg(long, value_name = "CODEC", env = "BK_COMPRESSION")]
+    pub compression: Option<String>,
+    /// Content of a frame, the smallest piece that is read: a power of two from 256KiB to 64MiB [default: 4MiB]
+    #[arg(long, value_name = "SIZE")]
+    pub frame_size: Option<String>,
+    /// Stored size of a part, 16MiB to 1GiB [default: 64MiB]
+    #[arg(long, value_name = "SIZE")]
+    pub part_size: Option<String>,
     /// 0 is everything, 1 to 9 what changed since the newest snapshot of a lower level; `auto` asks --levels
     /// (default: auto when there is --levels, else 0)
     #[arg(long, value_name = "0-9|auto")]
@@ -184,11 +224,11 @@ pub struct SnapshotArgs {
     /// Write what `bk check --prometheus` writes about the job, and how this run ended, to a file
     #[arg(long, value_name = "FILE")]
     pub metrics: Option<PathBuf>,
-    /// Copy it to this volume at once; may be given several times. A copy that fails does not undo the snapshot
+    /// Copy it to this volume at once; may be given several times (default: as configured). A copy that fails does not undo the snapshot
     #[arg(long, value_name = "DIR|URL")]
     pub copy_to: Vec<PathBuf>,
     /// How long to keep the copies (default: as long as the snapshot)
-    #[arg(long, value_name = "TIME", requires = "copy_to")]
+    #[arg(long, value_name = "TIME")]
     pub copy_expire: Option<String>,
     /// Do nothing, with exit 0, when the job has a snapshot that is younger: `20h`, `6d`
     #[arg(long, value_name = "TIME")]
@@ -202,6 +242,9 @@ pub struct SnapshotArgs {
     /// This node's name in the record (default: the host's name)
     #[arg(long, env = "BK_NODE", value_name = "NAME")]
     pub node: Option<String>,
+    /// Where steps are noted (default: /var/lib/bk, or below the home of who is not root)
+    #[arg(long, env = "BK_STATE_DIR", value_name = "DIR")]
+    pub state_dir: Option<PathBuf>,
 }
 
 /// `bk status`
@@ -267,8 +310,8 @@ pub struct CopyArgs {
     /// Snapshots; or jobs, of which all snapshots go that were never copied there
     #[arg(required = true, value_name = "SNAPSHOT|JOB")]
     pub what: Vec<String>,
-    /// The volume they go to
-    #[arg(long, value_name = "DIR|URL")]
+    /// The volume they go to, by its place or its configured name
+    #[arg(long, value_name = "DIR|URL|NAME")]
     pub to: PathBuf,
     /// How long to keep them there, from now on: `4w`, `never` (default: until the same time as here)
     #[arg(long, value_name = "TIME")]
@@ -384,7 +427,7 @@ pub struct MountArgs {
     pub allow_exec: bool,
     /// Keep this much decoded content in memory (default: 256MiB, or a tenth of the memory if that is less)
     #[arg(long, value_name = "SIZE")]
-    pub cache_size: Option<String>,
+    pub cache_memory: Option<String>,
     /// Give a program an I/O error after this many seconds without an answer from the volume (default: 60; on S3 120)
     #[arg(long, value_name = "SECONDS")]
     pub read_timeout: Option<u64>,
@@ -409,6 +452,26 @@ pub struct UmountArgs {
 pub struct ExportArgs {
     /// The snapshot
     pub snapshot: String,
+}
+
+/// `bk recover`
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Run it at boot. The next run of a job does the same first; while bk lives nothing is left from outside."
+)]
+pub struct RecoverArgs {
+    /// Only this job
+    #[arg(required_if_eq("forget", "true"))]
+    pub job: Option<String>,
+    /// Where steps are noted (default: /var/lib/bk, or below the home of who is not root)
+    #[arg(long, env = "BK_STATE_DIR", value_name = "DIR")]
+    pub state_dir: Option<PathBuf>,
+    /// Run nothing: it was done by hand
+    #[arg(long)]
+    pub forget: bool,
+    /// Wait for the end of this run on standard input
+    #[arg(long, hide = true, value_name = "RUN_ID", requires = "job")]
+    pub watch: Option<String>,
 }
 
 /// `bk verify`
@@ -523,6 +586,9 @@ pub enum VolumeCommand {
     Create {
         /// The directory, made when it is missing, or s3://BUCKET/PREFIX
         place: PathBuf,
+        /// Accept a store without conditional create: only one process at a time will ever write to it
+        #[arg(long)]
+        exclusive_writer: bool,
     },
     /// Describe a volume
     Info {
@@ -533,5 +599,28 @@ pub enum VolumeCommand {
     Check {
         /// The volume (default: --volume)
         place: Option<PathBuf>,
+    },
+}
+
+/// `bk config`
+#[derive(Debug, Subcommand)]
+pub enum ConfigCommand {
+    /// Read all of it and say what is wrong
+    Check,
+    /// Show what holds for a job, and where each value comes from; without JOB, what is configured
+    Show {
+        /// The job
+        job: Option<String>,
+        /// The set for this role
+        #[arg(long, env = "BK_ROLE", value_name = "NAME")]
+        role: Option<String>,
+        /// With this agent
+        #[arg(long, env = "BK_AGENT", value_name = "NAME")]
+        agent: Option<String>,
+    },
+    /// Write a commented example
+    Init {
+        /// The file, which must not be there yet [default: /etc/bk/bk.toml]
+        file: Option<PathBuf>,
     },
 }

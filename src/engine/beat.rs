@@ -125,6 +125,10 @@ impl Monitor for Watch<'_> {
         self.inner.warn(text);
     }
 
+    fn note(&self, text: &str) {
+        self.inner.note(text);
+    }
+
     fn advance(&self, entries: u64, bytes: u64, path: &[u8]) {
         self.state.entries.fetch_add(entries, Ordering::Relaxed);
         self.state.bytes.fetch_add(bytes, Ordering::Relaxed);

@@ -43,11 +43,15 @@ pub fn jobs_of(items: &[Item]) -> Vec<Name> {
 }
 
 fn seqs(volume: &Volume, job: &Name) -> Result<Vec<u64>> {
+    Ok(seqs_in(&volume.store.list(&log_dir(job))?, job))
+}
+
+/// The records of a job in a listing.
+fn seqs_in(items: &[Item], job: &Name) -> Vec<u64> {
     let dir = log_dir(job);
-    let items = volume.store.list(&dir)?;
     let mut seqs: Vec<u64> = items.iter().filter_map(|item| layout::record_seq(item.key.strip_prefix(&dir)?)).collect();
     seqs.sort_unstable();
-    Ok(seqs)
+    seqs
 }
 
 fn read_record(volume: &Volume, job: &Name, seq: u64) -> Result<(Record, Digest)> {
@@ -63,8 +67,18 @@ fn read_record(volume: &Volume, job: &Name, seq: u64) -> Result<(Record, Digest)
 
 /// Reads a job's log. Damaged records are faults, the others stand.
 pub fn read(volume: &Volume, job: &Name) -> Result<JobLog> {
+    read_seqs(volume, job, seqs(volume, job)?)
+}
+
+/// Reads the logs of all jobs, found by one listing.
+pub fn read_all(volume: &Volume) -> Result<Vec<JobLog>> {
+    let items = volume.store.list("log/")?;
+    jobs_of(&items).iter().map(|job| read_seqs(volume, job, seqs_in(&items, job))).collect()
+}
+
+fn read_seqs(volume: &Volume, job: &Name, seqs: Vec<u64>) -> Result<JobLog> {
     let mut log = JobLog::new(job);
-    for seq in seqs(volume, job)? {
+    for seq in seqs {
         match read_record(volume, job, seq) {
             Err(e) if e.kind() != Kind::Integrity => return Err(e),
             read => log.push(seq, read),

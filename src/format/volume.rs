@@ -22,6 +22,9 @@ pub struct VolumeFile {
     pub id: Nonce,
     /// When it was made.
     pub created_at: Instant,
+    /// Only one process at a time may write: the store knows no conditional create.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub exclusive_writer: bool,
 }
 
 /// The word `volume`.

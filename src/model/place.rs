@@ -2,6 +2,7 @@
 
 use std::{fmt, path::PathBuf};
 
+use super::{ids::Nonce, stop::Stop};
 use crate::error::{Error, Result};
 
 /// A directory or an S3 prefix.
@@ -35,6 +36,48 @@ pub struct Access {
     pub ca_file: Option<PathBuf>,
     /// Keep no copies of records and indexes on this machine.
     pub no_cache: bool,
+    /// Copies of all volumes take at most so many bytes here.
+    pub cache_len: u64,
+    /// A volume may be made on a store without conditional create: only one process at a time will write to it.
+    pub exclusive_writer: bool,
+    /// Bytes a second that are sent at most, on average.
+    pub limit_upload: Option<u64>,
+    /// Bytes a second that are fetched at most, on average.
+    pub limit_download: Option<u64>,
+    /// A signal that ends what waits for the store.
+    pub stop: Stop,
+    /// Bytes held for uploads.
+    pub in_flight: Option<u64>,
+    /// The keys requests are signed with; else the environment's, or the machine's.
+    pub keys: Option<Keys>,
+}
+
+/// Keys of an S3 store. The secret ones are never shown.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Keys {
+    /// The access key id.
+    pub id: String,
+    /// The secret access key.
+    pub secret: String,
+    /// The session's token, for keys that end.
+    pub token: Option<String>,
+}
+
+impl fmt::Debug for Keys {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Keys").field("id", &self.id).finish_non_exhaustive()
+    }
+}
+
+/// What a volume must look like before anything is done with it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Expected {
+    /// Its id.
+    pub id: Option<Nonce>,
+    /// A file system is mounted here, and the volume lies in it.
+    pub mount_point: Option<PathBuf>,
+    /// Less free space is an error before a snapshot, bytes.
+    pub min_free: Option<u64>,
 }
 
 impl Place {

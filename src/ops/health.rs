@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use super::{expire::unusable, lease, status};
 use crate::{
-    clock::Clock,
+    clock::{Clock, System},
     engine::catalog,
     error::{Error, Result},
     model::ids::Name,
@@ -81,6 +81,13 @@ pub struct Ran {
     pub seconds: f64,
     /// When it ended, seconds since 1970.
     pub ended_at: i64,
+}
+
+impl Ran {
+    /// A run that ends now.
+    pub fn now(job: &Name, exit: u8, seconds: f64) -> Result<Self> {
+        Ok(Self { job: job.clone(), exit, seconds, ended_at: System.now()?.as_second() })
+    }
 }
 
 /// The numbers in the text format of Prometheus.

@@ -54,13 +54,12 @@ pub struct List {
 /// Lists the live snapshots of one job or of all, as of now.
 pub fn run(volume: &Volume, job: Option<&Name>, clock: &dyn Clock) -> Result<List> {
     let now = clock.now()?;
-    let jobs = match job {
-        Some(job) => vec![job.clone()],
-        None => catalog::jobs(volume)?,
+    let logs = match job {
+        Some(job) => vec![catalog::read(volume, job)?],
+        None => catalog::read_all(volume)?,
     };
     let mut list = List { rows: Vec::new(), faults: Vec::new() };
-    for job in jobs {
-        let log = catalog::read(volume, &job)?;
+    for log in logs {
         list.rows.extend(log.live_states().map(|state| row(&log, state, now)));
         list.faults.extend(log.faults.iter().map(ToString::to_string));
     }

@@ -6,17 +6,17 @@
 //! the three is dropped, and longer by who keeps [`Prepared::lease`].
 
 mod choose;
+mod sane;
 mod store;
 mod turn;
 
-use std::{ffi::OsString, path::PathBuf, sync::Arc};
+use std::{path::PathBuf, sync::Arc};
 
 use serde::Serialize;
 
 use crate::{
     clock::Clock,
     engine::{
-        beat::{self, Watch},
         catalog,
         cluster::keeper::Keeper,
         write::{pipeline, tree},
@@ -36,11 +36,13 @@ use crate::{
         level::{self, Decision},
         log::JobLog,
     },
-    source::{roots, select::Selection},
+    source::{command::CommandLine, roots, select::Selection},
+    steps::Values,
     volume::{Requests, Volume, local::LocalStore},
 };
 use choose::{Chosen, Place};
 pub use choose::{Planned, plan};
+pub use sane::{Guards, Sanity};
 use store::Run;
 use turn::Guarded;
 pub use turn::Skipped;
@@ -69,6 +71,8 @@ pub struct Request {
     pub min_interval: Option<Lifetime>,
     /// How long it is kept; never ending when `None`.
     pub keep: Option<Lifetime>,
+    /// How long it is kept when level 0 is taken instead of the level that is wanted; as any other when `None`.
+    pub keep_promoted: Option<Lifetime>,
     /// Streams to store, each with its name.
     pub streams: Vec<(Name, Input)>,
     /// Workers, codec, frames, verification.
@@ -77,8 +81,10 @@ pub struct Request {
     pub part_len: u64,
     /// Inode numbers say nothing, as on some network file systems.
     pub ignore_inode: bool,
-    /// How it says on the volume how far it is.
-    pub beat: beat::Settings,
+    /// What the commands of streams get by environment.
+    pub values: Values,
+    /// What must hold of the sources.
+    pub guards: Guards,
 }
 
 /// Where a stream comes from.
@@ -87,7 +93,9 @@ pub enum Input {
     /// Standard input.
     Stdin,
     /// The standard output of a command.
-    Command(Vec<OsString>),
+    Command(CommandLine),
+    /// A block device, or an image of one.
+    Device(PathBuf),
 }
 
 /// What a snapshot came to.
@@ -139,23 +147,10 @@ pub fn run(
     clock: &dyn Clock,
     monitor: &dyn Monitor,
 ) -> Result<Ended> {
-    let watch = Watch::new(monitor);
-    let prepared = match prepare(volume, local, request, clock, &watch)? {
-        Ready::Run(prepared) => prepared,
-        Ready::Skip(skipped) => return Ok(Ended::Skipped(skipped)),
-    };
-    let who = beat::Who {
-        store: Arc::clone(&volume.store),
-        job: request.job.clone(),
-        run_id: prepared.run_id(),
-        node: request.node.clone(),
-        level: prepared.level(),
-        started_at: prepared.place.taken_at,
-    };
-    let _beating = watch.start(who, &request.beat);
-    let stored = prepared.store().map_err(|e| watch.explain(e))?;
-    watch.committing();
-    Ok(Ended::Taken(Box::new(stored.commit()?)))
+    Ok(match prepare(volume, local, request, RunId::new(clock.unix_ms())?, clock, monitor)? {
+        Ready::Run(prepared) => Ended::Taken(Box::new(prepared.store()?.commit()?)),
+        Ready::Skip(skipped) => Ended::Skipped(skipped),
+    })
 }
 
 /// What [`prepare`] found.
@@ -178,16 +173,17 @@ pub fn prepare<'a>(
     volume: &'a Volume,
     local: Option<&'a LocalStore>,
     request: &'a Request,
+    run_id: RunId,
     clock: &dyn Clock,
     monitor: &'a dyn Monitor,
 ) -> Result<Ready<'a>> {
+    request.guards.check_mounts()?;
     let roots = roots::resolve(request.base.as_deref(), &request.sources)?;
     let names = choose::stream_names(request, &roots)?;
     if roots.tree == roots::Node::default() && names.is_empty() {
         return Err(Error::usage("there is nothing to store").with_hint("name paths, --stdin NAME, or -- COMMAND"));
     }
-    check_volume(volume)?;
-    let run_id = RunId::new(clock.unix_ms())?;
+    check_volume(volume, request.guards.free_bytes_min)?;
     let lease = match turn::take(volume, request, run_id, clock, monitor)? {
         Ok(lease) => lease,
         Err(skipped) => return Ok(Ready::Skip(skipped)),
@@ -207,7 +203,7 @@ pub fn prepare<'a>(
     let place = Place {
         next: log.next()?,
         base: base.as_ref().map(Chosen::named),
-        expires_at: request.keep.map_or(Ok(None), |keep| keep.after(taken_at))?,
+        expires_at: choose::expires_at(request, &decision, taken_at)?,
         taken_at,
         store_at,
         definition,
@@ -215,8 +211,12 @@ pub fn prepare<'a>(
     };
     let deltas = choose::deltas(request, base.as_ref(), monitor)?;
     let dir = run_dir(&request.job, run_id);
+    let before = names.iter().map(|name| sane::before(&log, place.decision.level(), name)).collect();
     let monitor = Guarded::new(monitor, lease);
-    let run = Run { volume, local, request, monitor, roots, names, dir, deltas, base };
+    let mut values = request.values.clone();
+    values.insert("BK_PHASE".to_owned(), "stream".to_owned());
+    values.insert("BK_LEVEL".to_owned(), place.decision.level().to_string());
+    let run = Run { volume, local, request, values, monitor, roots, names, before, dir, deltas, base };
     Ok(Ready::Run(Box::new(Prepared { run, run_id, place })))
 }
 
@@ -300,11 +300,12 @@ impl Unrecorded<'_> {
     }
 }
 
-fn check_volume(volume: &Volume) -> Result<()> {
+fn check_volume(volume: &Volume, free_bytes_min: u64) -> Result<()> {
     volume.store.check_writable()?;
     match volume.store.free_bytes()? {
-        Some(free) if free < FREE_BYTES_MIN => {
-            Err(Error::new(Kind::NoSpace, format!("{} has only {free} bytes free", volume.shown)))
+        Some(free) if free < FREE_BYTES_MIN.max(free_bytes_min) => {
+            let (free, min) = (show_size(free), show_size(FREE_BYTES_MIN.max(free_bytes_min)));
+            Err(Error::new(Kind::NoSpace, format!("{} has only {free} free of at least {min}", volume.shown)))
         }
         _ => Ok(()),
     }

@@ -47,7 +47,7 @@ enum Slot {
     Waiting(Task),
     /// The number of the look: the turn may be another directory's by its end.
     Running(u64),
-    Done(Instant, Option<rustix::io::Result<Look>>),
+    Done(Instant, Option<Box<rustix::io::Result<Look>>>),
 }
 
 fn is_running(slot: &Slot, number: u64) -> bool {
@@ -122,7 +122,7 @@ impl<'a> Ahead<'a> {
         // What is just being looked at is not waited for: a look costs less than going to sleep and being woken.
         let slot = self.lock().slots.remove(&turn);
         match slot {
-            Some(Slot::Done(at, look)) if at.elapsed() < FRESH => look,
+            Some(Slot::Done(at, look)) if at.elapsed() < FRESH => look.map(|look| *look),
             _ => None,
         }
     }
@@ -149,7 +149,7 @@ impl<'a> Ahead<'a> {
             let number = *looks;
             let Slot::Waiting(task) = std::mem::replace(slot, Slot::Running(number)) else { continue };
             drop(state);
-            let (at, found) = (Instant::now(), self.look(&task, &mut systems));
+            let (at, found) = (Instant::now(), self.look(&task, &mut systems).map(Box::new));
             drop(task);
             state = self.lock();
             match state.slots.get_mut(&turn) {

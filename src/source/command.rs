@@ -1,6 +1,8 @@
 //! A command whose standard output is a stream. It counts only when the output ended and the command exited with 0.
 
 use std::{
+    collections::BTreeMap,
+    ffi::OsString,
     io::Read,
     os::unix::process::{CommandExt, ExitStatusExt},
     process::{Child, Command, Stdio},
@@ -13,6 +15,7 @@ use rustix::{
 
 use crate::{
     error::{Error, Kind, Result},
+    model::secret,
     monitor::Monitor,
 };
 
@@ -58,6 +61,45 @@ impl Read for Watched<'_> {
     }
 }
 
+/// A command, and what of the environment it gets.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct CommandLine {
+    /// Program and arguments.
+    pub argv: Vec<OsString>,
+    /// Added to its environment.
+    pub env: BTreeMap<String, String>,
+    /// Variables it gets although they could be secrets of bk's own.
+    pub pass_env: Vec<String>,
+    /// Who runs it; bk's user when `None`.
+    pub user: Option<String>,
+}
+
+impl CommandLine {
+    fn command(&self) -> Result<Command> {
+        let Some((program, args)) = self.argv.split_first() else {
+            return Err(Error::usage("there is no command after `--`"));
+        };
+        let mut command = match &self.user {
+            None => Command::new(program),
+            Some(user) => {
+                let mut command = Command::new("runuser");
+                command.args(["-u", user, "--"]).arg(program);
+                command
+            }
+        };
+        command.args(args);
+        for (name, _) in std::env::vars_os() {
+            let name = name.to_string_lossy().into_owned();
+            let is_own = secret::is_own(&name) || name == "CREDENTIALS_DIRECTORY";
+            if is_own && !self.pass_env.contains(&name) {
+                command.env_remove(name);
+            }
+        }
+        command.envs(&self.env);
+        Ok(command)
+    }
+}
+
 /// A running command.
 pub struct Producer {
     child: Child,
@@ -66,14 +108,12 @@ pub struct Producer {
 }
 
 impl Producer {
-    /// Starts `argv` in a process group of its own, so that it can be ended with all it started.
-    pub fn start(argv: &[std::ffi::OsString]) -> Result<Self> {
-        let Some((program, args)) = argv.split_first() else {
-            return Err(Error::usage("there is no command after `--`"));
-        };
-        let name = program.display().to_string();
-        let child = Command::new(program)
-            .args(args)
+    /// Starts a command in a process group of its own, so that it can be ended with all it started; `values` are added to its environment.
+    pub fn start(line: &CommandLine, values: &BTreeMap<String, String>) -> Result<Self> {
+        let mut command = line.command()?;
+        let name = line.argv[0].display().to_string();
+        let child = command
+            .envs(values)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .process_group(0)

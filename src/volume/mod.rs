@@ -2,12 +2,17 @@
 //!
 //! Objects are created whole and once, never changed. A create that returns has made the object durable.
 
-mod cache;
+mod copies;
+mod limit;
 pub mod local;
 pub mod memory;
+pub mod mount;
+mod near;
 mod open;
 pub mod probe;
 pub mod s3;
+
+use std::ops::Range;
 
 use serde::Serialize;
 
@@ -58,6 +63,18 @@ pub trait Store: Send + Sync {
     fn read_at(&self, key: &str, offset: u64, buf: &mut [u8]) -> Result<()>;
     /// The whole object; longer than `len_max` bytes is an integrity error.
     fn read(&self, key: &str, len_max: u64) -> Result<Vec<u8>>;
+    /// The whole object, `None` when there is none; longer than `len_max` bytes is an integrity error.
+    fn find(&self, key: &str, len_max: u64) -> Result<Option<Vec<u8>>> {
+        self.head(key)?.map(|_| self.read(key, len_max)).transpose()
+    }
+    /// Says that these bytes will be read soon, each range once and in about this order.
+    fn expect(&self, _key: &str, _range: Range<u64>) {}
+    /// So many bytes are worth being expected before they are read; 0 where reading takes no time to begin.
+    fn ahead_len(&self) -> u64 {
+        0
+    }
+    /// Says that what was read of an object was damaged: what is kept of it here may be, too, and is not given again.
+    fn forget(&self, _key: &str) {}
     /// The length of an object, `None` when there is none.
     fn head(&self, key: &str) -> Result<Option<u64>>;
     /// All objects whose keys begin with `prefix`, which ends in `/` or is empty; sorted by key.

@@ -2,7 +2,7 @@
 
 use std::{path::Path, sync::Arc};
 
-use super::{Created, Store, cache::Cached, local::LocalStore, probe, s3::S3Store};
+use super::{Created, Store, copies::Copies, limit::Limited, local::LocalStore, near::Near, probe, s3::S3Store};
 use crate::{
     error::{Error, Kind, Result},
     format::{
@@ -33,6 +33,9 @@ const VOLUME_FILE_MAX: u64 = 64 << 10;
 /// Makes a volume at a place that is empty, or not there yet.
 pub fn create(place: &Place, access: &Access, now: Instant) -> Result<Volume> {
     match place {
+        Place::Dir(_) if access.exclusive_writer => {
+            Err(Error::usage("a directory knows conditional create: --exclusive-writer is for stores that do not"))
+        }
         Place::Dir(path) => create_local(path, now),
         Place::S3(bucket) => create_s3(bucket, access, now),
     }
@@ -41,16 +44,27 @@ pub fn create(place: &Place, access: &Access, now: Instant) -> Result<Volume> {
 /// Opens the volume at a place.
 pub fn open(place: &Place, access: &Access) -> Result<Volume> {
     match place {
-        Place::Dir(path) => open_local(path),
+        Place::Dir(path) => {
+            let mut volume = open_local(path)?;
+            volume.store = limited(volume.store, access);
+            Ok(volume)
+        }
         Place::S3(bucket) => {
             let store = S3Store::open(bucket, access)?;
-            let mut volume = open_on(Arc::new(store), bucket.to_string()).map_err(unreachable)?;
-            if !access.no_cache {
-                volume.store = Cached::over(volume.store, volume.file.id.as_str());
+            let mut volume = open_on(Arc::new(store.clone()), bucket.to_string()).map_err(unreachable)?;
+            if volume.file.exclusive_writer {
+                store.set_exclusive();
             }
+            volume.store = limited(volume.store, access);
+            let copies = if access.no_cache { None } else { Copies::of(volume.file.id.as_str(), access.cache_len) };
+            volume.store = Arc::new(Near::new(volume.store, copies));
             Ok(volume)
         }
     }
+}
+
+fn limited(store: Arc<dyn Store>, access: &Access) -> Arc<dyn Store> {
+    Limited::over(store, access.limit_upload, access.limit_download, &access.stop)
 }
 
 /// A store that cannot be asked whether it is a volume is none that can be used.
@@ -71,8 +85,15 @@ fn create_s3(bucket: &Bucket, access: &Access, now: Instant) -> Result<Volume> {
         return Err(Error::new(Kind::Volume, format!("{shown} is not empty: it holds `{name}`"))
             .with_hint("a volume wants a prefix of its own"));
     }
-    probe::run(&store).map_err(unreachable)?.require(&shown)?;
-    create_on(Arc::new(store), shown, now)
+    let found = probe::run(&store);
+    let is_shared = found.as_ref().is_ok_and(probe::Findings::is_for_many);
+    if access.exclusive_writer && !is_shared {
+        store.set_exclusive();
+        probe::run(&store).map_err(unreachable)?.require(&shown, true)?;
+    } else {
+        found.map_err(unreachable)?.require(&shown, false)?;
+    }
+    create_as(Arc::new(store), shown, now, access.exclusive_writer && !is_shared)
 }
 
 /// Makes `path` a volume: the directory is created when it is missing and must be empty otherwise.
@@ -98,7 +119,7 @@ fn create_local(path: &Path, now: Instant) -> Result<Volume> {
         return Err(Error::new(Kind::Volume, format!("{shown} is not empty: it holds `{name}`"))
             .with_hint("a volume wants a directory of its own"));
     }
-    let volume = create_on(Arc::new(store), shown.clone(), now)?;
+    let volume = create_as(Arc::new(store), shown.clone(), now, false)?;
     // The directory's own name must survive a power cut too.
     let parent = std::path::absolute(path).ok().and_then(|p| p.parent().map(Path::to_owned));
     if let Some(parent) = parent {
@@ -109,8 +130,17 @@ fn create_local(path: &Path, now: Instant) -> Result<Volume> {
 
 /// Makes an empty store a volume; `shown` is its name in messages.
 pub fn create_on(store: Arc<dyn Store>, shown: String, now: Instant) -> Result<Volume> {
-    let file =
-        VolumeFile { r#type: VolumeTag::Volume, format_version: FORMAT_VERSION, id: Nonce::new()?, created_at: now };
+    create_as(store, shown, now, false)
+}
+
+fn create_as(store: Arc<dyn Store>, shown: String, now: Instant, exclusive_writer: bool) -> Result<Volume> {
+    let file = VolumeFile {
+        r#type: VolumeTag::Volume,
+        format_version: FORMAT_VERSION,
+        id: Nonce::new()?,
+        created_at: now,
+        exclusive_writer,
+    };
     match store.put_new(VOLUME_KEY, &file.encode()?)? {
         Created::New => Ok(Volume { store, file, shown }),
         Created::Exists => Err(Error::new(Kind::Volume, format!("{shown} was made a volume meanwhile"))),
@@ -127,11 +157,10 @@ fn open_local(path: &Path) -> Result<Volume> {
 
 /// Opens the volume in a store; `shown` is its name in messages.
 pub fn open_on(store: Arc<dyn Store>, shown: String) -> Result<Volume> {
-    if store.head(VOLUME_KEY)?.is_none() {
+    let Some(bytes) = store.find(VOLUME_KEY, VOLUME_FILE_MAX)? else {
         return Err(Error::new(Kind::Volume, format!("{shown} is not a volume: it has no {VOLUME_KEY}"))
             .with_hint(format!("is it mounted? `bk volume create {shown}` makes a new one")));
-    }
-    let file = VolumeFile::decode(&store.read(VOLUME_KEY, VOLUME_FILE_MAX)?)
-        .map_err(|e| e.context(format!("{VOLUME_KEY} in {shown}")))?;
+    };
+    let file = VolumeFile::decode(&bytes).map_err(|e| e.context(format!("{VOLUME_KEY} in {shown}")))?;
     Ok(Volume { store, file, shown })
 }

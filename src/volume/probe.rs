@@ -49,9 +49,17 @@ impl Findings {
         ]
     }
 
-    /// Refuses a store that lacks any of them; `shown` is its name in messages.
-    pub fn require(&self, shown: &str) -> Result<()> {
-        let lacks: Vec<&str> = self.rows().iter().filter(|(_, holds)| !holds).map(|(what, _)| *what).collect();
+    /// Whether many may write to it.
+    pub fn is_for_many(&self) -> bool {
+        self.creates_once && self.racing_creates
+    }
+
+    /// Refuses a store that lacks any of them; `shown` is its name in messages. One that a single process writes to
+    /// need not stand races.
+    pub fn require(&self, shown: &str, is_exclusive: bool) -> Result<()> {
+        let mut needed = self.clone();
+        needed.racing_creates |= is_exclusive;
+        let lacks: Vec<&str> = needed.rows().iter().filter(|(_, holds)| !holds).map(|(what, _)| *what).collect();
         if lacks.is_empty() {
             return Ok(());
         }
@@ -59,7 +67,8 @@ impl Findings {
         let hint = if self.creates_once && self.racing_creates {
             "bk needs a store that reads and lists what was written: see docs/s3.md"
         } else {
-            "bk needs conditional create (If-None-Match), so that two runs never write the same record: see docs/s3.md"
+            "bk needs conditional create (If-None-Match), so that two runs never write the same record; where only one \
+             process at a time will ever write, --exclusive-writer does without: see docs/s3.md"
         };
         Err(Error::new(Kind::Volume, what).with_hint(hint))
     }
@@ -134,7 +143,7 @@ mod tests {
         let store = MemoryStore::default();
         let found = run(&store).unwrap();
         assert!(found.rows().iter().all(|(_, holds)| *holds), "{found:?}");
-        found.require("here").unwrap();
+        found.require("here", false).unwrap();
         assert!(store.list("").unwrap().is_empty());
     }
 }

@@ -6,27 +6,38 @@
 //! the same bytes are ours, others are another's, none means try again. What was created is looked at once more before it
 //! counts. A listing is whole or an error.
 
+mod ahead;
 mod open;
+mod read;
 mod retry;
+mod secrets;
 mod upload;
+mod watch;
 mod wire;
 
 use std::{
+    future::Future,
     ops::Range,
+    pin::pin,
     sync::{
         Arc, OnceLock,
         atomic::{AtomicBool, Ordering},
     },
+    time::Duration,
 };
 
-use futures_util::{StreamExt, TryStreamExt, stream};
+use futures_util::{
+    StreamExt, TryStreamExt,
+    future::{Either, select},
+    stream,
+};
 use object_store::{
-    GetOptions, GetRange, ObjectStore, ObjectStoreExt, PutMode, PutPayload,
+    ObjectStore, ObjectStoreExt, PutMode, PutPayload,
     aws::{AmazonS3, AmazonS3Builder},
     list::{PaginatedListOptions, PaginatedListStore},
     path::Path,
 };
-use tokio::{runtime::Runtime, time::Instant};
+use tokio::{runtime::Runtime, task::JoinHandle, time::Instant};
 
 use super::{Created, Item, Requests, Store, Upload};
 use crate::{
@@ -34,8 +45,10 @@ use crate::{
     format::{envelope, layout::check_key},
     model::{ids::Nonce, place::Bucket},
 };
+use ahead::Ahead;
 use retry::{Failure, Fault, Limits, once, pause, until_done};
 use upload::{Budget, S3Upload};
+use watch::{GRACE, Watch};
 use wire::Counts;
 
 /// Objects are compared with what was sent in ranges of this many bytes.
@@ -51,7 +64,29 @@ const PAGE_COUNT_MAX: usize = 100_000;
 #[derive(Clone)]
 pub struct S3Store {
     inner: Arc<Inner>,
-    runtime: Arc<Runtime>,
+    threads: Arc<Threads>,
+}
+
+/// The threads that wait for the network. They are left behind when the store goes: a name that is being looked up
+/// cannot be called off, and nobody is to wait for it.
+struct Threads(Option<Runtime>);
+
+impl Threads {
+    fn block_on<F: Future>(&self, doing: F) -> Option<F::Output> {
+        self.0.as_ref().map(|runtime| runtime.block_on(doing))
+    }
+
+    fn spawn<T: Send + 'static>(&self, doing: impl Future<Output = T> + Send + 'static) -> Option<JoinHandle<T>> {
+        self.0.as_ref().map(|runtime| runtime.spawn(doing))
+    }
+}
+
+impl Drop for Threads {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.0.take() {
+            runtime.shutdown_background();
+        }
+    }
 }
 
 struct Inner {
@@ -60,11 +95,15 @@ struct Inner {
     bulk: OnceLock<AmazonS3>,
     /// Whether the store was found to know no bulk delete.
     has_no_bulk: AtomicBool,
+    /// Whether nobody else writes at the same time, and the store knows no conditional create.
+    is_exclusive: AtomicBool,
     builder: AmazonS3Builder,
     bucket: Bucket,
     limits: Limits,
     counts: Arc<Counts>,
     budget: Arc<Budget>,
+    watch: Watch,
+    ahead: Ahead,
 }
 
 impl Inner {
@@ -90,7 +129,16 @@ impl Inner {
         let len = payload.content_length() as u64;
         let started = Instant::now();
         for tries in 1.. {
-            let put = self.client.put_opts(&path, payload.clone(), PutMode::Create.into());
+            let mode = if self.is_exclusive.load(Ordering::Relaxed) {
+                // No condition keeps another's object from being replaced: it is looked for.
+                if let Some(created) = self.settle(key, &path, &payload).await? {
+                    return Ok(created);
+                }
+                PutMode::Overwrite
+            } else {
+                PutMode::Create
+            };
+            let put = self.client.put_opts(&path, payload.clone(), mode.into());
             let failure = match once(&self.limits, len, put).await {
                 Ok(_) => return self.confirm(key, &path, len).await,
                 Err(failure) => failure,
@@ -173,83 +221,6 @@ impl Inner {
             at = end;
         }
         Ok(true)
-    }
-
-    async fn len(&self, path: &Path) -> Result<Option<u64>, Failure> {
-        let head = || once(&self.limits, 0, self.client.head(path));
-        match until_done(&self.limits, 0, head).await {
-            Ok(meta) => Ok(Some(meta.size)),
-            Err(failure) if failure.fault == Fault::Missing => Ok(None),
-            Err(failure) => Err(failure),
-        }
-    }
-
-    /// Fills `buf` from `offset` on.
-    async fn fill(&self, path: &Path, offset: u64, buf: &mut [u8]) -> Result<(), Failure> {
-        let len = buf.len() as u64;
-        let started = Instant::now();
-        for tries in 1.. {
-            let time = self.limits.attempt(len);
-            let one = tokio::time::timeout(time, self.fill_once(path, offset..offset + len, buf));
-            match one.await.unwrap_or_else(|_| Err(Failure::timeout(time))) {
-                Err(failure) if failure.fault == Fault::Again => {
-                    pause(&self.limits, (started, len), tries, failure).await?;
-                }
-                ended => return ended,
-            }
-        }
-        Err(Failure::broken("tried too often"))
-    }
-
-    async fn fill_once(&self, path: &Path, range: Range<u64>, buf: &mut [u8]) -> Result<(), Failure> {
-        let options = GetOptions { range: Some(GetRange::Bounded(range.clone())), ..GetOptions::default() };
-        let found = self.client.get_opts(path, options).await?;
-        if found.meta.size < range.end {
-            // As the server says that there is no such range.
-            return Err(Failure { fault: Fault::Final, status: Some(416), ..Failure::broken("it ends before") });
-        }
-        if found.range != range {
-            return Err(Failure::broken("another range came than was asked for"));
-        }
-        let mut chunks = found.into_stream();
-        let mut at = 0;
-        while let Some(chunk) = chunks.try_next().await? {
-            let Some(place) = buf.get_mut(at..at + chunk.len()) else {
-                return Err(Failure::broken("more bytes came than were asked for"));
-            };
-            place.copy_from_slice(&chunk);
-            at += chunk.len();
-        }
-        if at == buf.len() { Ok(()) } else { Err(Failure::broken("fewer bytes came than were asked for")) }
-    }
-
-    /// A whole object of at most `len_max` bytes; `None` when it is longer.
-    async fn whole(&self, path: &Path, len_max: u64) -> Result<Option<Vec<u8>>, Failure> {
-        let get = || async {
-            let found = once(&self.limits, 0, self.client.get(path)).await?;
-            let size = found.meta.size;
-            if size > len_max {
-                return Ok(None);
-            }
-            let body = async {
-                let (mut chunks, mut bytes) = (found.into_stream(), Vec::new());
-                while let Some(chunk) = chunks.try_next().await? {
-                    if (bytes.len() + chunk.len()) as u64 > size {
-                        return Err(Failure::broken("more bytes came than it has"));
-                    }
-                    bytes.extend_from_slice(&chunk);
-                }
-                Ok(bytes)
-            };
-            let time = self.limits.attempt(size);
-            let bytes = tokio::time::timeout(time, body).await.unwrap_or_else(|_| Err(Failure::timeout(time)))?;
-            if bytes.len() as u64 == size {
-                Ok(Some(bytes))
-            } else {
-                Err(Failure::broken("fewer bytes came than it has"))
-            }
-        };
-        until_done(&self.limits, 0, get).await
     }
 
     async fn list(&self, prefix: &str) -> Result<Vec<Item>> {
@@ -336,16 +307,38 @@ fn scratch_file() -> Result<std::fs::File> {
     super::local::unnamed_in(&std::env::temp_dir())
 }
 
+/// Waits for `doing`, or for a signal: then it goes on for `grace`, and is given up.
+fn wait<T>(inner: &Inner, threads: &Threads, grace: Duration, doing: impl Future<Output = Result<T>>) -> Result<T> {
+    let either = threads.block_on(async {
+        match select(pin!(doing), pin!(inner.watch.ended(grace))).await {
+            Either::Left((done, _)) => done,
+            Either::Right((signal, _)) => Err(signal),
+        }
+    });
+    either.unwrap_or_else(|| Err(Error::new(Kind::Other, "the store was left")))
+}
+
+impl S3Store {
+    /// From now on what is there is looked for before it is created: nobody else may write at the same time.
+    pub(super) fn set_exclusive(&self) {
+        self.inner.is_exclusive.store(true, Ordering::Relaxed);
+    }
+
+    fn wait<T>(&self, doing: impl Future<Output = Result<T>>) -> Result<T> {
+        wait(&self.inner, &self.threads, GRACE, doing)
+    }
+}
+
 impl Store for S3Store {
     fn create(&self, key: &str) -> Result<Box<dyn Upload>> {
         check_key(key)?;
         // An index grows as long as the run lasts, parts are soon full.
         let is_spooled = key.ends_with(".bki");
-        Ok(Box::new(S3Upload::new(Arc::clone(&self.inner), Arc::clone(&self.runtime), key, is_spooled)?))
+        Ok(Box::new(S3Upload::new(Arc::clone(&self.inner), Arc::clone(&self.threads), key, is_spooled)?))
     }
 
     fn put_new(&self, key: &str, bytes: &[u8]) -> Result<Created> {
-        self.runtime.block_on(self.inner.create_object(key, bytes.to_vec().into()))
+        self.wait(self.inner.create_object(key, bytes.to_vec().into()))
     }
 
     fn read_at(&self, key: &str, offset: u64, buf: &mut [u8]) -> Result<()> {
@@ -353,40 +346,67 @@ impl Store for S3Store {
         if buf.is_empty() {
             return Ok(());
         }
+        if self.take_ahead(key, offset, buf)? {
+            return Ok(());
+        }
         let end = offset.saturating_add(buf.len() as u64);
-        self.runtime.block_on(self.inner.fill(&path, offset, buf)).map_err(|failure| match failure.status {
-            Some(416) => Error::integrity(format!("{key} ends before byte {end}")),
-            _ => self.inner.missing_or(failure, key),
-        })
+        let fill = async {
+            self.inner.fill(&path, offset, buf).await.map_err(|failure| match failure.status {
+                Some(416) => Error::integrity(format!("{key} ends before byte {end}")),
+                _ => self.inner.missing_or(failure, key),
+            })
+        };
+        // Bytes that were read count for nothing once the run is to end.
+        wait(&self.inner, &self.threads, Duration::ZERO, fill)
     }
 
     fn read(&self, key: &str, len_max: u64) -> Result<Vec<u8>> {
+        self.find(key, len_max)?.ok_or_else(|| Error::integrity(format!("{key} is missing in {}", self.inner.bucket)))
+    }
+
+    fn find(&self, key: &str, len_max: u64) -> Result<Option<Vec<u8>>> {
         let path = self.inner.path(key)?;
-        let once = || match self.runtime.block_on(self.inner.whole(&path, len_max)) {
-            Ok(Some(bytes)) => Ok(bytes),
+        let read = async || match self.inner.whole(&path, len_max).await {
+            Ok(Some(bytes)) => Ok(Some(bytes)),
             Ok(None) => Err(Error::integrity(format!("{key} is longer than {len_max} bytes"))),
-            Err(failure) => Err(self.inner.missing_or(failure, key)),
+            Err(failure) if failure.fault == Fault::Missing => Ok(None),
+            Err(failure) => Err(self.inner.failed("read", key)(failure)),
         };
-        let bytes = once()?;
+        let found = self.wait(read())?;
         // A document that was damaged on its way here is whole the next time; one that is damaged there is not.
-        if key.ends_with(".json") && envelope::digest(&bytes).is_err() { once() } else { Ok(bytes) }
+        match found {
+            Some(bytes) if key.ends_with(".json") && envelope::digest(&bytes).is_err() => self.wait(read()),
+            found => Ok(found),
+        }
+    }
+
+    fn expect(&self, key: &str, range: Range<u64>) {
+        self.expect_soon(key, range);
+    }
+
+    fn ahead_len(&self) -> u64 {
+        ahead::WINDOW_LEN
+    }
+
+    fn forget(&self, key: &str) {
+        self.inner.ahead.forget(key);
     }
 
     fn head(&self, key: &str) -> Result<Option<u64>> {
         let path = self.inner.path(key)?;
-        self.runtime.block_on(self.inner.len(&path)).map_err(self.inner.failed("look at", key))
+        self.wait(async { self.inner.len(&path).await.map_err(self.inner.failed("look at", key)) })
     }
 
     fn list(&self, prefix: &str) -> Result<Vec<Item>> {
-        self.runtime.block_on(self.inner.list(prefix))
+        self.wait(self.inner.list(prefix))
     }
 
     fn delete(&self, key: &str) -> Result<()> {
-        self.runtime.block_on(self.inner.delete(key))
+        self.wait(self.inner.delete(key))
     }
 
     fn delete_all(&self, keys: &[String]) -> Result<()> {
-        self.runtime.block_on(self.inner.delete_all(keys))
+        self.wait(self.inner.delete_all(keys))
     }
 
     fn free_bytes(&self) -> Result<Option<u64>> {

@@ -10,7 +10,10 @@ use bk::{
     monitor::Silent,
     ops::{snapshot, verify},
     plan::level,
-    source::select::{Globs, Selection},
+    source::{
+        command::CommandLine,
+        select::{Globs, Selection},
+    },
     volume::{Volume, create_on, memory::MemoryStore, open_on},
 };
 
@@ -31,14 +34,19 @@ fn request(dir: &std::path::Path, codec: Codec, level: u8) -> snapshot::Request 
         patterns: Vec::new(),
         streams: vec![(
             "numbers".parse().unwrap(),
-            snapshot::Input::Command(vec!["seq".into(), "1".into(), "900".into()]),
+            snapshot::Input::Command(CommandLine {
+                argv: vec!["seq".into(), "1".into(), "900".into()],
+                ..CommandLine::default()
+            }),
         )],
         pipeline: pipeline::Settings { threads: 1, codec, frame_len: 4096, verify_all: true },
         level: Some(level::Request { level, ..level::Request::default() }),
         min_interval: None,
         keep: None,
+        keep_promoted: None,
         ignore_inode: false,
-        beat: bk::engine::beat::Settings::default(),
+        guards: snapshot::Guards::default(),
+        values: std::collections::BTreeMap::new(),
         part_len: 2048,
     }
 }

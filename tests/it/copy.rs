@@ -265,6 +265,33 @@ fn a_snapshot_is_copied_at_once() {
 }
 
 #[test]
+fn a_configured_job_is_copied_to_configured_volumes() {
+    if std::env::var_os("BK_TEST_VOLUME").is_some() {
+        return;
+    }
+    let world = World::new("copy-config");
+    let b = second(&world, "b");
+    fill(&world);
+    let file = world.path("bk.toml");
+    let text = format!(
+        "[volume.first]\nurl = {:?}\n[volume.second]\nurl = {:?}\n[job.t]\nvolume = \"first\"\ncopy_to = [\"second\"]\npaths = [{:?}]\n",
+        world.volume, b, world.src
+    );
+    fs::write(&file, text).unwrap();
+    let bk = |words: &str| Bk::new(words).env("BK_CONFIG", &file);
+    let ran = bk("snapshot t --json").run().ok();
+    assert_eq!(result(&ran)["copies"][0]["outcome"], "copied", "{}", ran.show());
+    bk("snapshot t").run().ok().says("copied to second as t/2");
+    bk("copy t/latest --to second").run().ok().says("is there as t/2");
+    bk("verify --volume second").run().ok();
+    bk("check t").run().ok();
+    bk("status t").run().ok();
+    fs::remove_dir_all(&b).unwrap();
+    let ran = bk("snapshot t --json").run().code_is(&[exit::VOLUME]);
+    assert_eq!((&result(&ran)["outcome"], &result(&ran)["copies"][0]["outcome"]), (&"done".into(), &"failed".into()));
+}
+
+#[test]
 fn what_is_damaged_does_not_arrive() {
     if std::env::var_os("BK_TEST_VOLUME").is_some() {
         return;

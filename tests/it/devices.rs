@@ -163,7 +163,8 @@ fn a_killed_restore_of_an_increment_is_completed() {
                 let (mut expected, mut found) = (expected.clone(), inventory(&target));
                 // The target itself was there before.
                 if overwrite == "never" {
-                    (expected.remove(&b""[..]), found.remove(&b""[..]));
+                    expected.remove(&b""[..]);
+                    found.remove(&b""[..]);
                 }
                 assert_same(&expected, &found, &crate::roundtrip::exact(), &about);
             }

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 /// Floor of each top module, as in `src/lib.rs`.
-const FLOORS: [(&str, u32); 14] = [
+const FLOORS: [(&str, u32); 15] = [
     ("main", 8),
     ("cli", 7),
     ("ops", 6),
@@ -11,6 +11,7 @@ const FLOORS: [(&str, u32); 14] = [
     ("engine", 4),
     ("volume", 3),
     ("source", 3),
+    ("steps", 3),
     ("format", 2),
     ("plan", 2),
     ("config", 2),

@@ -16,6 +16,7 @@
 mod ahead;
 mod bits;
 mod cli;
+mod config;
 mod copy;
 mod corpus;
 mod crash;
@@ -42,7 +43,9 @@ mod racing;
 mod reference;
 mod roundtrip;
 mod s3;
+mod s3_access;
 mod s3_faults;
+mod s3_signals;
 mod space;
 mod stock;
 mod streams;

@@ -163,11 +163,37 @@ fn what_is_read_through_failures_is_right_or_an_error() {
     assert!(came > 50, "only {came} faults came");
 }
 
+/// How many requests a run makes till its record is there and was looked at; what follows gives its lease back.
+fn till_the_commit(requests: &[Request]) -> usize {
+    let is_record = |request: &Request| request.method == "PUT" && request.target.contains("/log/");
+    requests.iter().position(is_record).unwrap() + 2
+}
+
+#[test]
+fn what_fails_after_the_commit_changes_nothing() {
+    let scene = Scene::new("s3-after");
+    let requests = scene.clean(1);
+    let committed = till_the_commit(&requests);
+    assert!(committed + 2 <= requests.len(), "{requests:?}");
+    for n in committed + 1..=requests.len() {
+        for fault in [Fault::Status(403), Fault::Status(503), Fault::ResetBefore, Fault::ResetAfter] {
+            let about = format!("{fault:?} from request {n} on");
+            scene.reset();
+            scene.proxy.plan(n, usize::MAX, fault);
+            let bk =
+                scene.bk(&format!("snapshot --job c {OPTIONS} --level 1")).small().env("BK_TEST_S3_TIMEOUT_MS", "30");
+            let ran = bk.arg("-C").arg(&scene.world.src).arg(".").run();
+            assert_eq!(ran.code(), 0, "{about}\n{}", ran.show());
+            scene.check(&ran, &about);
+        }
+    }
+}
+
 #[test]
 fn access_denied_ends_the_run_at_once() {
     let scene = Scene::new("s3-denied");
     let requests = scene.clean(1);
-    for n in 1..=requests.len() {
+    for n in 1..=till_the_commit(&requests) {
         let about = format!("denied from request {n} on");
         scene.reset();
         scene.proxy.plan(n, usize::MAX, Fault::Status(403));
@@ -185,7 +211,7 @@ fn access_denied_ends_the_run_at_once() {
 fn a_server_that_stays_down_ends_the_run_in_time() {
     let scene = Scene::new("s3-down");
     let requests = scene.clean(1);
-    for n in (1..=requests.len()).step_by(5) {
+    for n in (1..=till_the_commit(&requests)).step_by(5) {
         for fault in [Fault::Status(503), Fault::ResetBefore, Fault::ResetAfter] {
             let about = format!("{fault:?} from request {n} on");
             scene.reset();
@@ -213,8 +239,9 @@ fn a_put_that_keeps_nothing_is_noticed() {
         scene.reset();
         scene.proxy.plan(n + 1, 1, Fault::KeptNothing);
         let ran = scene.snapshot(0);
-        // Uploads run side by side: the n-th request may be another one this time.
-        assert!(ran.code() != 0 || scene.proxy.came() == 0, "{about}\n{}", ran.show());
+        // A lease is made again, or not at all. Uploads run side by side: the n-th request may be another one this time.
+        let is_lease = request.target.contains("/leases/");
+        assert!(ran.code() != 0 || is_lease || scene.proxy.came() == 0, "{about}\n{}", ran.show());
         scene.check(&ran, &about);
     }
 }
@@ -253,4 +280,187 @@ fn a_store_without_conditional_create_is_refused() {
     scene.proxy.pass();
     scene.bk("volume check").run().ok();
     scene.bk("volume create").arg(&place).run().ok();
+}
+
+/// A run of three levels behind a proxy, with the volume as it is before each level kept.
+struct Levels {
+    scene: Scene,
+    before: Vec<PathBuf>,
+    requests: Vec<Vec<Request>>,
+}
+
+/// A case: the level, the request from 1 on, and what happens to it.
+type Case = (u8, usize, Fault);
+
+impl Levels {
+    fn new(name: &str) -> Self {
+        let scene = Scene::new(name);
+        let (mut before, mut requests) = (Vec::new(), Vec::new());
+        for level in 0..3 {
+            let kept = scene.world.path(&format!("before-{level}"));
+            shell_ok(r#"cp -a "$1" "$2""#, &[&scene.world.path("s3"), &kept]);
+            before.push(kept);
+            scene.proxy.pass();
+            scene.change(level);
+            scene.snapshot(level).ok();
+            requests.push(scene.proxy.seen());
+        }
+        Self { scene, before, requests }
+    }
+
+    fn cases(&self, faults: &[Fault], is_all: bool) -> Vec<Case> {
+        let mut cases = Vec::new();
+        for (level, requests) in (0..3).zip(&self.requests) {
+            for (n, request) in requests.iter().enumerate() {
+                let fitting: Vec<Fault> = faults.iter().copied().filter(|fault| fault.fits(request)).collect();
+                // Each request meets one, another one each time: every fault meets every kind of request.
+                let taken =
+                    if is_all { &fitting[..] } else { &fitting[(n + usize::from(level)) % fitting.len()..][..1] };
+                cases.extend(taken.iter().map(|fault| (level, n + 1, *fault)));
+            }
+        }
+        cases
+    }
+
+    fn run(&self, (level, k, fault): Case) -> bool {
+        let (scene, before) = (&self.scene, usize::from(level) + 1);
+        let request = &self.requests[usize::from(level)][k - 1];
+        let about = format!("level {level}, {fault:?} at request {k}, {} {}", request.method, request.target);
+        let s3 = scene.world.path("s3");
+        shell_ok(r#"find "$2" -mindepth 1 -delete; cp -a "$1/." "$2/""#, &[&self.before[usize::from(level)], &s3]);
+        let _ = fs::remove_dir_all(scene.world.path("cache"));
+        scene.change(level);
+        scene.proxy.plan(k, 1, fault);
+        let ran = scene.snapshot(level);
+        let came = scene.proxy.came() > 0;
+        let codes: &[i32] = match fault {
+            Fault::Status(403) => &[0, exit::ERROR, exit::VOLUME, exit::LOST],
+            Fault::Flip => &[0, exit::VOLUME, exit::INTEGRITY],
+            Fault::KeptNothing => &[0, exit::ERROR, exit::VOLUME, exit::INTEGRITY, exit::LOST],
+            _ => &[0],
+        };
+        assert!(codes.contains(&ran.code()), "{about}: not one of {codes:?}\n{}", ran.show());
+        let listed = list(&scene.world.volume).len();
+        match ran.code() {
+            0 => assert_eq!(listed, before + 1, "{about}: said done\n{}", ran.show()),
+            exit::LOST => assert!(listed == before || listed == before + 1, "{about}\n{}", ran.show()),
+            _ => assert_eq!(listed, before, "{about}: said failed\n{}", ran.show()),
+        }
+        assert!(!ran.said().contains(Server::secret()), "{about}: shows the secret\n{}", ran.show());
+        // The run is taken again where it failed, and the levels after it go on.
+        scene.proxy.pass();
+        if listed == before {
+            scene.snapshot(level).ok();
+        }
+        for next in level + 1..3 {
+            scene.change(next);
+            scene.snapshot(next).ok();
+        }
+        assert_eq!(list(&scene.world.volume), ["c/1", "c/2", "c/3", "c/4"], "{about}");
+        let verify = Bk::new("verify --data --volume").arg(&scene.world.volume).run();
+        assert_eq!(verify.code(), 0, "{about}: verify\n{}", verify.show());
+        came
+    }
+}
+
+impl Scene {
+    /// What has changed in the source by the time a level is taken.
+    fn change(&self, level: u8) {
+        let mut rng = Rng::new(410 + u64::from(level));
+        fs::write(self.world.src.join("since"), rng.noise(20_000)).unwrap();
+        fs::write(self.world.src.join(format!("at-{level}")), rng.noise(5_000)).unwrap();
+    }
+}
+
+const ALL: [Fault; 16] = [
+    Fault::Status(500),
+    Fault::Late,
+    Fault::ResetAfter,
+    Fault::Status(403),
+    Fault::WrongRange,
+    Fault::Twice,
+    Fault::KeysLost,
+    Fault::ResetBefore,
+    Fault::Flip,
+    Fault::FlipSent,
+    Fault::PageCut,
+    Fault::Status(503),
+    Fault::Cut,
+    Fault::KeptNothing,
+    Fault::Status(429),
+    Fault::Stall,
+];
+
+#[test]
+fn three_levels_through_a_failure_at_every_request() {
+    const SIDE_BY_SIDE: usize = 3;
+    let is_all = std::env::var_os("BK_TEST_FAULTS").is_some_and(|which| which == "all");
+    let came: usize = std::thread::scope(|scope| {
+        let shares: Vec<_> = (0..SIDE_BY_SIDE)
+            .map(|share| {
+                scope.spawn(move || {
+                    let levels = Levels::new(&format!("s3-levels-{share}"));
+                    let cases = levels.cases(&ALL, is_all);
+                    let own = cases.into_iter().skip(share).step_by(SIDE_BY_SIDE);
+                    own.filter(|case| levels.run(*case)).count()
+                })
+            })
+            .collect();
+        shares.into_iter().map(|share| share.join().unwrap()).sum()
+    });
+    eprintln!("three levels: {came} faults came");
+    assert!(came >= 60, "only {came} faults came");
+}
+
+#[test]
+fn three_levels_on_moto_through_failures() {
+    let Some(server) = Server::moto("three_levels_on_moto_through_failures") else { return };
+    let proxy = Proxy::before(&server.endpoint);
+    let dir = crate::support::temp_dir("s3-moto-levels");
+    let mut world = World::before(dir, server);
+    let mut came = 0;
+    // A spread over the requests of the run and over what happens.
+    for (n, fault) in ALL.iter().enumerate() {
+        let place = format!("{}-{n}", world.named().into_string().unwrap());
+        let bk = |words: &str| world.bk(words).env("BK_VOLUME", &place);
+        bk("volume create").arg(&place).run().ok();
+        let level_hit = u8::try_from(n % 3).unwrap();
+        for level in 0..3_u8 {
+            fs::write(world.src.join(format!("at-{level}")), Rng::new(u64::from(level)).noise(70_000)).unwrap();
+            let snapshot = || {
+                let bk = bk(&format!("snapshot --job c {OPTIONS} --level {level}")).small();
+                let bk = bk.env("AWS_ENDPOINT_URL", &proxy.endpoint).env("BK_TEST_S3_TIMEOUT_MS", TIMEOUT_MS);
+                bk.arg("-C").arg(&world.src).arg(".").run()
+            };
+            let before = usize::from(level);
+            let count = || {
+                let ran = bk("list --json").run().ok();
+                ran.json().iter().filter(|line| line["type"] == "snapshot").count()
+            };
+            if level == level_hit {
+                // The first one from there on that it fits.
+                proxy.plan_any(1 + n, *fault);
+            } else {
+                proxy.pass();
+            }
+            let ran = snapshot();
+            came += proxy.came();
+            proxy.pass();
+            let about = format!("{fault:?} from request {} on at level {level}", 1 + n);
+            match ran.code() {
+                0 => assert_eq!(count(), before + 1, "{about}\n{}", ran.show()),
+                exit::LOST => {}
+                exit::ERROR | exit::VOLUME | exit::INTEGRITY => assert_eq!(count(), before, "{about}\n{}", ran.show()),
+                code => panic!("{about}: exit code {code}\n{}", ran.show()),
+            }
+            if count() == before {
+                snapshot().ok();
+            }
+        }
+        // moto holds no body against its checksum, as S3 does: what was flipped on its way there is found by verify.
+        let codes: &[i32] = if *fault == Fault::FlipSent { &[0, exit::INTEGRITY] } else { &[0] };
+        bk("verify --data").run().code_is(codes);
+    }
+    assert!(came >= 12, "only {came} faults came");
+    world.server.take();
 }

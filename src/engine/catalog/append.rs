@@ -45,7 +45,10 @@ fn unsure(error: Error) -> Failed {
 
 /// Neither done nor failed, as far as can be seen: the next run will see.
 fn unknown(error: Error, job: &Name, seq: u64) -> Error {
-    let kind = if error.kind() == Kind::NoSpace { Kind::NoSpace } else { Kind::Lost };
+    let kind = match error.kind() {
+        kind @ (Kind::NoSpace | Kind::Signal(_)) => kind,
+        _ => Kind::Lost,
+    };
     error.with_kind(kind).context(format!("whether {job}/{seq} was recorded is not known"))
 }
 

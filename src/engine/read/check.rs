@@ -3,12 +3,16 @@
 //! A fault is noted and the check goes on. Every byte of a snapshot's objects lies under a digest: the index's tail under the
 //! record's, its blocks under the tail's, frames and trailers of parts under theirs, `RESTORE.txt` under the record's.
 
-use std::io::Read;
+use std::{
+    io::Read,
+    sync::atomic::{AtomicBool, Ordering},
+};
 
 use crossbeam_channel::bounded;
 use serde::Serialize;
 
 use super::{
+    ahead,
     chain::{Chain, Located},
     content::{self, Contents, Ordered, check_interrupted},
     frame::FrameReader,
@@ -125,6 +129,11 @@ fn is_fault(error: &Error) -> bool {
     matches!(error.kind(), Kind::Integrity | Kind::Other)
 }
 
+/// What ends the check of a part, and of all that are left.
+fn ends(faults: &PartFaults) -> bool {
+    faults.iter().any(|(.., error)| !is_fault(error))
+}
+
 struct Check<'a> {
     depth: Depth,
     threads: usize,
@@ -217,14 +226,20 @@ impl Check<'_> {
         let depth = self.depth;
         let (jobs, taken) = bounded::<(Part, String, Vec<Frame>)>(threads);
         let (results, found) = crossbeam_channel::unbounded();
-        let monitor = self.monitor;
+        let (monitor, ended) = (self.monitor, AtomicBool::new(false));
         let fed = std::thread::scope(|scope| {
             for _ in 0..threads {
                 let (taken, results) = (taken.clone(), results.clone());
+                let ended = &ended;
                 scope.spawn(move || {
                     for (part, key, frames) in taken {
+                        if ended.load(Ordering::Relaxed) {
+                            continue;
+                        }
+                        let result = check_part(index, depth, &part, &key, (&frames, threads), monitor);
+                        ended.fetch_or(ends(&result.1), Ordering::Relaxed);
                         // Nobody listens when the check ended early.
-                        let _ = results.send(check_part(index, depth, &part, &key, &frames, monitor));
+                        let _ = results.send(result);
                     }
                 });
             }
@@ -233,6 +248,9 @@ impl Check<'_> {
             let mut plain = 0;
             for n in 0..index.part_count() {
                 check_interrupted(self.monitor)?;
+                if ended.load(Ordering::Relaxed) {
+                    return Ok(());
+                }
                 self.checked.objects += 1;
                 let place = || Fault::new(index.key(), format!("part row {n}"), "");
                 let (part, key) = match index.part(n).and_then(|part| Ok((part, index.part_key(&part)?))) {
@@ -483,7 +501,7 @@ fn check_part(
     depth: Depth,
     part: &Part,
     key: &str,
-    frames: &[Frame],
+    (frames, readers): (&[Frame], usize),
     monitor: &dyn Monitor,
 ) -> (Checked, PartFaults) {
     let (mut checked, mut faults) = (Checked::default(), Vec::new());
@@ -499,13 +517,14 @@ fn check_part(
         Err(e) => return (checked, vec![(None, object("object".to_owned()), e)]),
     };
     let mut hasher = blake3::Hasher::new();
-    for frame in frames {
+    for (_, frame) in ahead::told(std::slice::from_ref(index), readers, frames.iter().map(|frame| (0, *frame))) {
         if let Err(e) = check_interrupted(monitor) {
             faults.push((None, object("object".to_owned()), e));
-            return (checked, faults);
+        } else if let Err(e) = reader.fetch(index, &frame) {
+            faults.push((Some(frame), object(format!("frame at byte {}", frame.stored_offset)), e));
         }
-        if let Err(e) = reader.fetch(index, frame) {
-            faults.push((Some(*frame), object(format!("frame at byte {}", frame.stored_offset)), e));
+        if ends(&faults) {
+            return (checked, faults);
         }
         hasher.update(&frame.digest.0);
         checked.frames += 1;

@@ -5,6 +5,7 @@ use std::{collections::VecDeque, io::Write};
 use crossbeam_channel::{Receiver, Sender, bounded};
 
 use super::{
+    ahead,
     chain::{Chain, Located, Source},
     frame::FrameReader,
     index::{IndexReader, Row},
@@ -89,7 +90,7 @@ pub fn ordered<'a, T>(
     let (jobs, taken) = bounded::<Job>(in_flight);
     let mut ordered = Ordered {
         runs,
-        frames: Box::new(first.into_iter().chain(frames)),
+        frames: Box::new(ahead::told(runs, 1, first.into_iter().chain(frames))),
         jobs: (!single).then_some(jobs),
         own: FrameReader::new()?,
         waiting: VecDeque::new(),

@@ -18,6 +18,7 @@ use rustix::{
 use serde::Serialize;
 
 use super::{
+    ahead::Told,
     chain::{Chain, Located, Source},
     content,
     index::Row,
@@ -148,7 +149,8 @@ impl<'a> Pass<'a> {
     fn contents(&mut self, batches: Sender<Batch>) -> Result<()> {
         let (chain, options) = (self.shared.chain, self.options);
         let slots = (0..chain.runs().len() * 2).map(|_| Slot::default()).collect();
-        let mut feeder = Feeder { shared: self.shared, batches, slots };
+        let told = Told::new(chain.runs(), 1);
+        let mut feeder = Feeder { shared: self.shared, batches, slots, told };
         for row in rows(chain, &options.taken) {
             content::check_interrupted(self.shared.monitor)?;
             if self.shared.stopped() {
@@ -555,6 +557,7 @@ struct Feeder<'a> {
     shared: &'a Shared<'a>,
     batches: Sender<Batch>,
     slots: Vec<Slot>,
+    told: Told<'a, Batch>,
 }
 
 /// A frame, and the work in it so far.
@@ -611,13 +614,21 @@ impl Feeder<'_> {
     fn flush(&mut self, n: usize) {
         let Slot { frame, work } = std::mem::take(&mut self.slots[n]);
         if let Some(frame) = frame.filter(|_| !work.is_empty()) {
-            // The workers outlive the sender.
-            let _ = self.batches.send(Batch { run: n / 2, own: n % 2 == 1, frame, work });
+            self.told.put(Batch { run: n / 2, own: n % 2 == 1, frame, work });
+            while !self.told.has_room() {
+                self.send();
+            }
         }
+    }
+
+    fn send(&mut self) -> bool {
+        // The workers outlive the sender.
+        self.told.take().map(|batch| self.batches.send(batch)).is_some()
     }
 
     fn finish(mut self) {
         (0..self.slots.len()).for_each(|n| self.flush(n));
+        while self.send() {}
     }
 }
 

@@ -46,8 +46,15 @@ impl FrameReader {
         }
         self.stored.clear();
         self.stored.resize(frame.stored_len as usize, 0);
-        index.store().read_at(&index.part_key(&part)?, frame.stored_offset, &mut self.stored)?;
-        let read = Digest::of(&self.stored);
+        let key = index.part_key(&part)?;
+        index.store().read_at(&key, frame.stored_offset, &mut self.stored)?;
+        let mut read = Digest::of(&self.stored);
+        if read != frame.digest {
+            // What was damaged on its way here is whole the next time.
+            index.store().forget(&key);
+            index.store().read_at(&key, frame.stored_offset, &mut self.stored)?;
+            read = Digest::of(&self.stored);
+        }
         if read != frame.digest {
             return Err(Error::integrity(format!(
                 "digest differs (stored {}…, read {}…)",

@@ -10,11 +10,11 @@ use std::{cmp::Ordering, sync::Arc};
 
 use super::patience::may_wait;
 use crate::{
-    error::{Error, Result},
+    error::{Error, Kind, Result},
     format::{
         codec::Codec,
         index::{
-            BlockInfo, ChunkRun, Extent, FOOTER_LEN, Frame, Inode, Part, SECTION_SLOTS, Section, chunk_key,
+            BlockInfo, ChunkRun, Directory, Extent, FOOTER_LEN, Frame, Inode, Part, SECTION_SLOTS, Section, chunk_key,
             decode_chunks, decode_entries, decode_extents, decode_footer, decode_frames, decode_inodes, decode_parts,
             decode_places, decode_tail, inode_key, open_block,
         },
@@ -93,6 +93,21 @@ fn before_dir(path: &[u8], dir: &[u8]) -> bool {
     path.is_empty() || path::cmp_dirs(path::split(path).0, dir).is_lt()
 }
 
+/// The directory of blocks, held against the record.
+fn read_tail(store: &dyn Store, key: &str, snapshot: &Snapshot) -> Result<Directory> {
+    let len = snapshot.index.len;
+    let mut footer = [0; FOOTER_LEN];
+    let at = len.checked_sub(FOOTER_LEN as u64).ok_or_else(|| damaged("no index footer"))?;
+    store.read_at(key, at, &mut footer)?;
+    let (tail_len, plain_len) = decode_footer(&footer, len)?;
+    if tail_len > TAIL_LEN_MAX || plain_len > TAIL_LEN_MAX {
+        return Err(damaged("the index directory is above the limit"));
+    }
+    let mut tail = vec![0; to_usize(tail_len)?];
+    store.read_at(key, len - tail_len, &mut tail)?;
+    decode_tail(&tail, len, &snapshot.index.tail_digest)
+}
+
 impl IndexReader {
     /// Reads the tail of the snapshot's index and checks it against the record.
     pub fn open(volume: &Volume, snapshot: &Snapshot) -> Result<Self> {
@@ -118,17 +133,14 @@ impl IndexReader {
             Some(read) if read != len => return Err(damaged(&format!("{key} has {read} bytes, not {len}"))),
             Some(_) => {}
         }
-        let mut footer = [0; FOOTER_LEN];
-        let at = len.checked_sub(FOOTER_LEN as u64).ok_or_else(|| damaged("no index footer"))?;
-        store.read_at(&key, at, &mut footer)?;
-        let (tail_len, plain_len) = decode_footer(&footer, len)?;
-        if tail_len > TAIL_LEN_MAX || plain_len > TAIL_LEN_MAX {
-            return Err(damaged("the index directory is above the limit"));
-        }
-        let mut tail = vec![0; to_usize(tail_len)?];
-        store.read_at(&key, len - tail_len, &mut tail)?;
-        let directory = decode_tail(&tail, len, &snapshot.index.tail_digest)?;
-        drop(tail);
+        let directory = match read_tail(&*store, &key, snapshot) {
+            // What was damaged on its way here is whole the next time.
+            Err(e) if e.kind() == Kind::Integrity => {
+                store.forget(&key);
+                read_tail(&*store, &key, snapshot)?
+            }
+            read => read?,
+        };
         let id = cache.id_of(&key);
         let mut reader = Self {
             store,
@@ -249,9 +261,7 @@ impl IndexReader {
     pub fn check_entries_stored(&self) -> Result<()> {
         let traces = [Section::Extents, Section::Places, Section::Inodes, Section::Chunks];
         for info in self.entries.iter().chain(traces.iter().flat_map(|section| self.blocks_of(*section))) {
-            let mut stored = vec![0; info.stored_len as usize];
-            self.store.read_at(&self.key, info.offset, &mut stored)?;
-            if Digest::of(&stored) != info.digest {
+            if Digest::of(&self.stored(info)?) != info.digest {
                 return Err(damaged(&format!("index block at byte {} ({:?}) is damaged", info.offset, info.section)));
             }
         }
@@ -552,10 +562,20 @@ impl IndexReader {
         })
     }
 
-    fn decode_block(&self, info: &BlockInfo) -> Result<Block> {
-        // The blocks tile the object, whose length was checked: no more is allocated than is stored.
+    /// A block as stored. One that was damaged on its way here is whole the next time.
+    fn stored(&self, info: &BlockInfo) -> Result<Vec<u8>> {
         let mut stored = vec![0; info.stored_len as usize];
         self.store.read_at(&self.key, info.offset, &mut stored)?;
+        if Digest::of(&stored) != info.digest {
+            self.store.forget(&self.key);
+            self.store.read_at(&self.key, info.offset, &mut stored)?;
+        }
+        Ok(stored)
+    }
+
+    fn decode_block(&self, info: &BlockInfo) -> Result<Block> {
+        // The blocks tile the object, whose length was checked: no more is allocated than is stored.
+        let stored = self.stored(info)?;
         let plain = open_block(&stored, info.plain_len as usize, &info.digest)?;
         drop(stored);
         let rows = info.rows as usize;

@@ -1,5 +1,6 @@
 //! The read side: an index opened, frames fetched and checked, contents, restores, checks, comparisons.
 
+mod ahead;
 pub mod chain;
 pub mod check;
 pub mod compare;

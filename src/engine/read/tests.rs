@@ -253,7 +253,13 @@ fn write(draft: &Draft, plain: Vec<u8>) -> Made {
         store.put_new(&format!("{dir}{name}"), bytes).unwrap();
     }
     let id = Nonce::new().unwrap();
-    let file = VolumeFile { r#type: VolumeTag::Volume, format_version: FORMAT_VERSION, id, created_at: at };
+    let file = VolumeFile {
+        r#type: VolumeTag::Volume,
+        format_version: FORMAT_VERSION,
+        id,
+        created_at: at,
+        exclusive_writer: false,
+    };
     let volume = Volume { store: store.clone(), file, shown: "memory".to_owned() };
     Made { store, volume, snapshot }
 }

@@ -20,6 +20,7 @@ use crossbeam_channel::Receiver;
 use rustix::{fs::Mode, io::Errno};
 
 use super::{
+    ahead::Reads,
     chain::{Chain, Located, Source},
     content::check_digest,
     frame::FrameReader,
@@ -122,7 +123,7 @@ impl<'a> Shared<'a> {
             lock(&self.unlinkable).insert(entry.path.clone());
         }
         match error.kind() {
-            Kind::NoSpace | Kind::Signal(_) => self.end(error),
+            Kind::NoSpace | Kind::Signal(_) | Kind::Volume => self.end(error),
             _ => self.outcome().fault(&entry.path, error.to_string()),
         }
     }
@@ -178,6 +179,16 @@ pub struct Batch {
     pub frame: Frame,
     /// The files.
     pub work: Vec<Work>,
+}
+
+impl Reads for Batch {
+    fn frame(&self) -> Option<(usize, Frame)> {
+        Some((self.run, self.frame))
+    }
+
+    fn weight(&self) -> usize {
+        self.work.len()
+    }
 }
 
 /// A file over several frames.

@@ -84,7 +84,7 @@ pub struct Target {
 }
 
 /// Parts that are being finished at the same time, where that takes time.
-const PENDING_COUNT_MAX: usize = 8;
+const PENDING_COUNT_MAX: usize = 4;
 
 struct Open {
     name: String,

@@ -45,8 +45,17 @@ pub fn plan(volume: &Volume, request: &Request, clock: &dyn Clock) -> Result<Pla
     let log = catalog::read(volume, &request.job)?;
     let decision = decide(volume, &log, request, &definition(request, &roots, &names)?)?;
     let because = request.level.as_ref().and_then(|level| level.because.clone());
-    let expires_at = request.keep.map_or(Ok(None), |keep| keep.after(clock.now()?))?;
+    let expires_at = expires_at(request, &decision, clock.now()?)?;
     Ok(Planned { seq: log.next()?.0, level: decision.level(), because, decision, expires_at })
+}
+
+/// When it may go.
+pub(super) fn expires_at(request: &Request, decision: &Decision, taken_at: Instant) -> Result<Option<Instant>> {
+    let keep = match decision {
+        Decision::Promoted { .. } => request.keep_promoted.or(request.keep),
+        Decision::Full | Decision::Increment { .. } => request.keep,
+    };
+    keep.map_or(Ok(None), |keep| keep.after(taken_at))
 }
 
 pub(super) fn decide(volume: &Volume, log: &JobLog, request: &Request, definition: &Digest) -> Result<Decision> {

@@ -3,6 +3,7 @@
 use super::{
     Input, Request,
     choose::{Chosen, Place},
+    sane::Tailed,
     turn::Guarded,
 };
 use crate::{
@@ -36,6 +37,7 @@ use crate::{
         roots::{self, Roots},
         walk::Walk,
     },
+    steps::Values,
     volume::{Created, Volume, local::LocalStore},
 };
 
@@ -46,9 +48,13 @@ pub(super) struct Run<'a> {
     pub(super) volume: &'a Volume,
     pub(super) local: Option<&'a LocalStore>,
     pub(super) request: &'a Request,
+    /// What the commands of streams get by environment.
+    pub(super) values: Values,
     pub(super) monitor: Guarded<'a>,
     pub(super) roots: Roots,
     pub(super) names: Vec<Name>,
+    /// Of each name, the length of its last stream of this level, and the snapshot that has it.
+    pub(super) before: Vec<Option<(u64, String)>>,
     pub(super) dir: String,
     pub(super) base: Option<Chosen>,
     pub(super) deltas: Option<(Digest, delta::Settings)>,
@@ -93,6 +99,7 @@ impl Run<'_> {
             });
             let request = tree::Request { scratch: &scratch, deltas: self.settings(), base };
             outcome = tree::store(framer, walk, request, &self.monitor)?;
+            self.request.guards.check_files(&outcome.totals)?;
         }
         for text in &self.roots.warnings {
             self.monitor.warn(text);
@@ -119,9 +126,11 @@ impl Run<'_> {
     }
 
     fn device(&self, framer: &mut Framer<'_>, number: u32, name: &Name, device: &std::path::Path) -> Result<u64> {
-        let mut file =
-            std::fs::File::open(device).map_err(|e| Error::io(format!("cannot open {}", device.display()), e))?;
-        not_empty(name, self.store_stream(framer, (number, name, Origin::Device), &mut file)?)
+        let mut file = std::fs::File::open(device)
+            .map_err(|e| Error::io(format!("cannot open {}", device.display()), e).with_kind(Kind::Other))?;
+        let (len, sane) = self.store_stream(framer, (number, name, Origin::Device), &mut file)?;
+        not_empty(name, len)?;
+        sane.map(|()| len)
     }
 
     /// Stores a stream: as a delta, when the base has one of its name and noted its chunks.
@@ -130,7 +139,7 @@ impl Run<'_> {
         framer: &mut Framer<'_>,
         (number, name, origin): (u32, &Name, Origin),
         input: &mut dyn std::io::Read,
-    ) -> Result<u64> {
+    ) -> Result<(u64, Result<()>)> {
         let settings = self.settings().map(|settings| match origin {
             Origin::Device => settings.fixed(),
             Origin::Command | Origin::Unverified => settings.clone(),
@@ -141,29 +150,41 @@ impl Run<'_> {
         };
         let stream =
             stream::Stream { number, name: name.as_str(), settings: settings.as_ref(), monitor: &self.monitor };
-        match (old, &self.base) {
+        let mut tailed = Tailed::new(input);
+        let len = match (old, &self.base) {
             (Some((content, chunks)), Some(base)) if settings.is_some() => {
-                stream.compare(framer, delta::Old::new(&base.chain, content, chunks), input)
+                stream.compare(framer, delta::Old::new(&base.chain, content, chunks), &mut tailed)
             }
-            _ => stream.store(framer, input),
-        }
+            _ => stream.store(framer, &mut tailed),
+        }?;
+        Ok((len, self.judge(name, number, &tailed)))
+    }
+
+    /// Whether the stream is what it must be; a command's own failure is told first.
+    fn judge(&self, name: &Name, number: u32, tailed: &Tailed<'_>) -> Result<()> {
+        let Some(sanity) = self.request.guards.streams.get(name) else { return Ok(()) };
+        let n = usize::try_from(number).unwrap_or(usize::MAX) - 1;
+        tailed.check(name, sanity, self.before.get(n).cloned().flatten())
     }
 
     fn stream(&self, framer: &mut Framer<'_>, number: u32, name: &Name, input: &Input) -> Result<(u64, Origin)> {
         match input {
-            Input::Command(argv) => {
-                let mut producer = Producer::start(argv)?;
+            Input::Device(device) => Ok((self.device(framer, number, name, device)?, Origin::Device)),
+            Input::Command(command) => {
+                let mut producer = Producer::start(command, &self.values)?;
                 let mut output = Watched::new(producer.output()?, &self.monitor);
-                let len = self.store_stream(framer, (number, name, Origin::Command), &mut output)?;
+                let (len, sane) = self.store_stream(framer, (number, name, Origin::Command), &mut output)?;
                 drop(output);
                 // A command that fails says so itself, before "the stream is empty" does.
                 producer.finish()?;
-                Ok((not_empty(name, len)?, Origin::Command))
+                not_empty(name, len)?;
+                sane.map(|()| (len, Origin::Command))
             }
             Input::Stdin => {
                 let mut input = Watched::stdin(&self.monitor)?;
-                let len = self.store_stream(framer, (number, name, Origin::Unverified), &mut input)?;
-                Ok((not_empty(name, len)?, Origin::Unverified))
+                let (len, sane) = self.store_stream(framer, (number, name, Origin::Unverified), &mut input)?;
+                not_empty(name, len)?;
+                sane.map(|()| (len, Origin::Unverified))
             }
         }
     }

@@ -8,9 +8,12 @@ use object_store::{
 };
 
 use super::{
-    Inner, S3Store,
+    Inner, S3Store, Threads,
+    ahead::Ahead,
     retry::Limits,
+    secrets,
     upload::Budget,
+    watch::Watch,
     wire::{Connector, Counts},
 };
 use crate::{
@@ -40,19 +43,22 @@ impl S3Store {
             .map_err(|e| Error::io("cannot start threads", e))?;
         let in_flight = match std::env::var("BK_S3_IN_FLIGHT") {
             Ok(text) if !text.is_empty() => parse_size(&text).map_err(|e| e.context("BK_S3_IN_FLIGHT"))?,
-            _ => IN_FLIGHT_BYTES,
+            _ => access.in_flight.unwrap_or(IN_FLIGHT_BYTES),
         };
         let inner = Inner {
             client,
             bulk: OnceLock::new(),
             has_no_bulk: AtomicBool::new(false),
+            is_exclusive: AtomicBool::new(false),
             builder,
             bucket: bucket.clone(),
             limits: Limits::from_env(),
             counts,
             budget: Arc::new(Budget::new(in_flight)),
+            watch: Watch::new(access.stop.clone()),
+            ahead: Ahead::default(),
         };
-        Ok(Self { inner: Arc::new(inner), runtime: Arc::new(runtime) })
+        Ok(Self { inner: Arc::new(inner), threads: Arc::new(Threads(Some(runtime))) })
     }
 }
 
@@ -64,6 +70,12 @@ fn builder(bucket: &Bucket, access: &Access, counts: &Arc<Counts>) -> Result<Ama
     // The only provider there is; a second call finds the first one's.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let mut builder = AmazonS3Builder::from_env().with_bucket_name(&bucket.name);
+    if let Some(secrets) = secrets::from_file()? {
+        builder = builder.with_access_key_id(secrets.id).with_secret_access_key(secrets.key);
+        if let Some(token) = secrets.token {
+            builder = builder.with_token(token);
+        }
+    }
     if let Some(endpoint) = &access.endpoint {
         if !endpoint.starts_with("http://") && !endpoint.starts_with("https://") {
             return Err(Error::usage(format!("not an endpoint: `{endpoint}`")).with_hint("write https://HOST[:PORT]"));
@@ -72,6 +84,11 @@ fn builder(bucket: &Bucket, access: &Access, counts: &Arc<Counts>) -> Result<Ama
     }
     if let Some(region) = &access.region {
         builder = builder.with_region(region);
+    }
+    // Keys that were configured stand for themselves: nothing of the environment's is mixed in.
+    if let Some(keys) = &access.keys {
+        builder = builder.with_access_key_id(&keys.id).with_secret_access_key(&keys.secret);
+        builder = builder.with_token(keys.token.as_deref().unwrap_or_default());
     }
     let set = |builder: &AmazonS3Builder, key| builder.get_config_value(&key).filter(|value| !value.is_empty());
     let endpoint = set(&builder, AmazonS3ConfigKey::S3Endpoint).or_else(|| set(&builder, AmazonS3ConfigKey::Endpoint));

@@ -98,8 +98,8 @@ impl Failure {
         let kind = match self.fault {
             Fault::Full => Kind::NoSpace,
             Fault::Missing => Kind::Integrity,
-            Fault::Final if self.text.contains("NoSuchBucket") || self.status == Some(501) => Kind::Volume,
-            _ => Kind::Other,
+            // The store cannot be reached, or does not let us.
+            _ => Kind::Volume,
         };
         let error = Error::new(kind, format!("{what}: {}", self.text));
         match self.hint {

@@ -7,13 +7,14 @@ use std::{
     fs::File,
     io::{Read, Seek, Write},
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
 use bytes::Bytes;
 use object_store::PutPayload;
-use tokio::{runtime::Runtime, task::JoinHandle};
+use tokio::task::JoinHandle;
 
-use super::{Inner, scratch_file};
+use super::{Inner, Threads, scratch_file, wait, watch::LOOK};
 use crate::{
     error::{Error, Kind, Result},
     volume::{Created, Pending, Upload},
@@ -61,13 +62,18 @@ impl Held {
         Self { budget: Arc::clone(budget), len: 0, is_flying: false }
     }
 
-    fn take(&mut self, len: u64) {
+    /// Takes `len` bytes, or gives up with what `stopped` says.
+    fn take(&mut self, len: u64, stopped: impl Fn() -> Option<Error>) -> Result<()> {
         let mut state = self.budget.locked();
         while state.used + len > self.budget.max && state.flying > 0 {
-            state = self.budget.freed.wait(state).unwrap_or_else(PoisonError::into_inner);
+            if let Some(error) = stopped() {
+                return Err(error);
+            }
+            state = self.budget.freed.wait_timeout(state, LOOK).unwrap_or_else(PoisonError::into_inner).0;
         }
         state.used += len;
         self.len += len;
+        Ok(())
     }
 
     fn fly(&mut self) {
@@ -87,7 +93,7 @@ impl Drop for Held {
 
 pub(super) struct S3Upload {
     inner: Arc<Inner>,
-    runtime: Arc<Runtime>,
+    threads: Arc<Threads>,
     key: String,
     chunks: Vec<Bytes>,
     buffer: Vec<u8>,
@@ -97,15 +103,16 @@ pub(super) struct S3Upload {
 }
 
 impl S3Upload {
-    pub fn new(inner: Arc<Inner>, runtime: Arc<Runtime>, key: &str, is_spooled: bool) -> Result<Self> {
+    pub fn new(inner: Arc<Inner>, threads: Arc<Threads>, key: &str, is_spooled: bool) -> Result<Self> {
         let held = Held::new(&inner.budget);
         let spool = is_spooled.then(scratch_file).transpose()?;
-        Ok(Self { inner, runtime, key: key.to_owned(), chunks: Vec::new(), buffer: Vec::new(), held, spool })
+        Ok(Self { inner, threads, key: key.to_owned(), chunks: Vec::new(), buffer: Vec::new(), held, spool })
     }
 
-    fn chunk(&mut self, bytes: Bytes) {
-        self.held.take(bytes.len() as u64);
+    fn chunk(&mut self, bytes: Bytes) -> Result<()> {
+        self.held.take(bytes.len() as u64, || self.inner.watch.signal())?;
         self.chunks.push(bytes);
+        Ok(())
     }
 
     fn flush(&mut self) -> Result<()> {
@@ -115,10 +122,7 @@ impl S3Upload {
         let full = std::mem::take(&mut self.buffer);
         match &mut self.spool {
             Some(file) => file.write_all(&full).map_err(spool_failed),
-            None => {
-                self.chunk(full.into());
-                Ok(())
-            }
+            None => self.chunk(full.into()),
         }
     }
 
@@ -132,7 +136,7 @@ impl S3Upload {
             if chunk.is_empty() {
                 return Ok(());
             }
-            self.chunk(chunk.into());
+            self.chunk(chunk.into())?;
         }
     }
 }
@@ -150,10 +154,7 @@ impl Upload for S3Upload {
         self.flush()?;
         match &mut self.spool {
             Some(file) => file.write_all(bytes).map_err(spool_failed),
-            None => {
-                self.chunk(Bytes::copy_from_slice(bytes));
-                Ok(())
-            }
+            None => self.chunk(Bytes::copy_from_slice(bytes)),
         }
     }
 
@@ -164,33 +165,39 @@ impl Upload for S3Upload {
     fn start(mut self: Box<Self>) -> Result<Box<dyn Pending>> {
         self.flush()?;
         self.unspool()?;
-        let Self { inner, runtime, key, chunks, mut held, .. } = *self;
+        let Self { inner, threads, key, chunks, mut held, .. } = *self;
         held.fly();
         let payload = PutPayload::from_iter(chunks);
         let name = key.clone();
-        let task = runtime.spawn(async move {
-            let created = inner.create_object(&name, payload).await;
+        let shared = Arc::clone(&inner);
+        let task = threads.spawn(async move {
+            let created = shared.create_object(&name, payload).await;
             drop(held);
             created
         });
-        Ok(Box::new(S3Pending { runtime, key, task }))
+        let task = task.ok_or_else(|| stopped(&key))?;
+        Ok(Box::new(S3Pending { inner, threads, key, task }))
     }
 }
 
+fn stopped(key: &str) -> Error {
+    Error::new(Kind::Other, format!("the upload of {key} was stopped"))
+}
+
 struct S3Pending {
-    runtime: Arc<Runtime>,
+    inner: Arc<Inner>,
+    threads: Arc<Threads>,
     key: String,
     task: JoinHandle<Result<Created>>,
 }
 
 impl Pending for S3Pending {
     fn wait(mut self: Box<Self>) -> Result<()> {
-        let task = &mut self.task;
-        match self.runtime.block_on(task) {
-            Ok(Ok(Created::New)) => Ok(()),
-            Ok(Ok(Created::Exists)) => Err(Error::new(Kind::Lost, format!("{} exists already", self.key))),
-            Ok(Err(e)) => Err(e),
-            Err(_) => Err(Error::new(Kind::Other, format!("the upload of {} was stopped", self.key))),
+        let (task, key) = (&mut self.task, &self.key);
+        let ended = async { task.await.unwrap_or_else(|_| Err(stopped(key))) };
+        match wait(&self.inner, &self.threads, Duration::ZERO, ended)? {
+            Created::New => Ok(()),
+            Created::Exists => Err(Error::new(Kind::Lost, format!("{key} exists already"))),
         }
     }
 }
@@ -210,18 +217,20 @@ mod tests {
     fn a_writer_waits_for_uploads_and_never_for_itself() {
         let budget = Arc::new(Budget::new(100));
         let mut one = Held::new(&budget);
-        one.take(60);
+        one.take(60, || None).unwrap();
         // Nothing is under way that could give bytes back.
-        one.take(60);
+        one.take(60, || None).unwrap();
         one.fly();
         let (sender, receiver) = std::sync::mpsc::channel();
         let shared = Arc::clone(&budget);
         let waiting = std::thread::spawn(move || {
             let mut two = Held::new(&shared);
-            two.take(50);
+            two.take(50, || None).unwrap();
             sender.send(()).unwrap();
         });
         assert!(receiver.recv_timeout(std::time::Duration::from_millis(50)).is_err());
+        let signal = || Some(Error::new(Kind::Signal(15), "interrupted"));
+        assert!(Held::new(&budget).take(50, signal).is_err());
         drop(one);
         receiver.recv().unwrap();
         waiting.join().unwrap();

@@ -10,7 +10,6 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bk::clock::Clock;
-use bk::engine::beat::Settings;
 use bk::engine::catalog;
 use bk::engine::read::check::Depth;
 use bk::engine::write::pipeline;
@@ -20,6 +19,7 @@ use bk::model::time::Instant;
 use bk::monitor::Silent;
 use bk::ops::{cat, diff, expire, keep, list, restore, snapshot, verify};
 use bk::plan::level;
+use bk::source::command::CommandLine;
 use bk::source::select::{Globs, Selection};
 use bk::volume::{Volume, create_on, local::LocalStore, memory::MemoryStore};
 
@@ -295,7 +295,8 @@ impl World {
 
     fn request(&self, job: usize, level: level::Request, shape: Shape, keep: Option<&str>) -> snapshot::Request {
         let patterns: Vec<String> = if self.skip[job] { vec![SKIPPED.to_owned()] } else { Vec::new() };
-        let input = snapshot::Input::Command(vec!["cat".into(), self.dir.path().join("stream").into()]);
+        let argv = vec!["cat".into(), self.dir.path().join("stream").into()];
+        let input = snapshot::Input::Command(CommandLine { argv, ..CommandLine::default() });
         snapshot::Request {
             job: JOBS[job].parse().unwrap(),
             node: "node".to_owned(),
@@ -311,6 +312,7 @@ impl World {
             level: Some(level),
             min_interval: None,
             keep: keep.map(|text| text.parse().unwrap()),
+            keep_promoted: None,
             streams: self.has_stream[job].then(|| (STREAM.parse().unwrap(), input)).into_iter().collect(),
             pipeline: pipeline::Settings {
                 threads: shape.threads,
@@ -320,7 +322,8 @@ impl World {
             },
             part_len: shape.part_len,
             ignore_inode: shape.ignore_inode,
-            beat: Settings::default(),
+            guards: snapshot::Guards::default(),
+            values: std::collections::BTreeMap::new(),
         }
     }
 

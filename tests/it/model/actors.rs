@@ -203,6 +203,7 @@ impl World {
             format_version: FORMAT_VERSION,
             id: "00000000000000000000000000000000".to_owned().try_into().unwrap(),
             created_at: Instant::from_second(0).unwrap(),
+            exclusive_writer: false,
         };
         let mutant = if me == usize::MAX { Mutant::None } else { self.mutant };
         Doer {

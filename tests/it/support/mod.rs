@@ -62,7 +62,17 @@ impl Bk {
         all.push(BK.into());
         let mut command = Command::new(&all[0]);
         command.args(&all[1..]);
-        for name in ["BK_VOLUME", "BK_TEST_SMALL", "BK_JOB", "BK_THREADS", "RUST_LOG", "RUST_BACKTRACE"] {
+        for name in [
+            "BK_VOLUME",
+            "BK_TEST_SMALL",
+            "BK_JOB",
+            "BK_NODE",
+            "BK_ROLE",
+            "BK_AGENT",
+            "BK_THREADS",
+            "RUST_LOG",
+            "RUST_BACKTRACE",
+        ] {
             command.env_remove(name);
         }
         // What a machine has set up for S3 is not for tests, unless they ask for it.
@@ -71,7 +81,8 @@ impl Bk {
                 command.env_remove(name);
             }
         }
-        command.stdin(Stdio::null());
+        // Nor is its configuration.
+        command.env("BK_CONFIG", "").stdin(Stdio::null());
         Self { command, line: all, input: None }.words(words)
     }
 
@@ -245,14 +256,19 @@ impl World {
 
     /// One whose volume is on this server.
     pub fn on(dir: TempDir, server: s3::Server) -> Self {
+        let world = Self::before(dir, server);
+        world.bk("volume create").arg(world.named()).run().ok();
+        world
+    }
+
+    /// One whose volume is not made yet.
+    pub fn before(dir: TempDir, server: s3::Server) -> Self {
         let src = dir.path().join("src");
         fs::create_dir(&src).unwrap();
         // Other runs may use the same bucket.
         let prefix = name_of(dir.path());
         let volume = server.dir.as_ref().map_or_else(PathBuf::new, |files| files.join(&prefix));
-        let world = Self { dir, volume, src, server: Some(server) };
-        world.bk("volume create").arg(world.named()).run().ok();
-        world
+        Self { dir, volume, src, server: Some(server) }
     }
 
     /// The volume as `BK_VOLUME` names it.

@@ -20,6 +20,8 @@ pub enum Fault {
     ResetAfter,
     /// It is passed on; half of the answer comes, and then nothing for long.
     Stall,
+    /// It is not passed on, and no answer comes as long as the client waits.
+    Hang,
     /// Half of the answer comes, and the connection ends.
     Cut,
     /// The answer to a GET of a range says that it is of another.
@@ -79,6 +81,8 @@ struct State {
     /// From which request on (1 is the first), how many that it fits, and what.
     plan: Option<(usize, usize, Fault)>,
     came: usize,
+    /// Whether it may come later, where the request it was meant for does not fit.
+    is_any: bool,
 }
 
 /// Runs as long as it lives.
@@ -113,6 +117,12 @@ impl Proxy {
     /// Forgets what was seen; the `count` requests from the `k`-th on that `fault` fits meet it.
     pub fn plan(&self, k: usize, count: usize, fault: Fault) {
         *self.state.lock().unwrap() = State { plan: Some((k, count, fault)), ..State::default() };
+    }
+
+    /// The same for the first request from the `k`-th on that `fault` fits.
+    pub fn plan_any(&self, k: usize, fault: Fault) {
+        let plan = Some((k, 1, fault));
+        *self.state.lock().unwrap() = State { plan, is_any: true, ..State::default() };
     }
 
     /// Forgets what was seen and passes everything on.
@@ -212,7 +222,7 @@ fn serve(mut client: TcpStream, upstream: &str, state: &Mutex<State>) -> std::io
         state.seen.push(request.clone());
         let number = state.seen.len();
         let plan = state.plan.filter(|(k, count, fault)| {
-            number >= *k && state.came < *count && (number == *k || *count > 1) && fault.fits(&request)
+            number >= *k && state.came < *count && (number == *k || *count > 1 || state.is_any) && fault.fits(&request)
         });
         state.came += usize::from(plan.is_some());
         plan.map(|(_, _, fault)| fault)
@@ -248,6 +258,10 @@ fn serve(mut client: TcpStream, upstream: &str, state: &Mutex<State>) -> std::io
             half(&mut client, fresh()?)?;
             // Till the client has given up.
             client.set_read_timeout(Some(Duration::from_secs(20)))?;
+            return client.read(&mut [0]).map(drop);
+        }
+        Some(Fault::Hang) => {
+            client.set_read_timeout(Some(Duration::from_secs(100)))?;
             return client.read(&mut [0]).map(drop);
         }
         Some(Fault::Cut) => return half(&mut client, fresh()?),

@@ -35,6 +35,16 @@ pub struct Server {
 impl Server {
     /// s3s-fs in this process, over the directory `root`.
     pub fn own(root: &Path) -> Self {
+        Self::own_of_kind(root, true)
+    }
+
+    /// The same, but it does not heed `If-None-Match`: a second create replaces the first.
+    pub fn own_without_conditions(root: &Path) -> Self {
+        Self::own_of_kind(root, false)
+    }
+
+    fn own_of_kind(root: &Path, has_conditions: bool) -> Self {
+        let files = root.to_owned();
         let dir = root.join(BUCKET);
         std::fs::create_dir_all(&dir).unwrap();
         let mut builder = s3s::service::S3ServiceBuilder::new(s3s_fs::FileSystem::new(root).unwrap());
@@ -49,14 +59,19 @@ impl Server {
                 let Ok((socket, _)) = listener.accept().await else { return };
                 // Else each answer waits for the acknowledgement of its first half.
                 let _ = socket.set_nodelay(true);
-                let (service, one_put) = (service.clone(), Arc::clone(&one_put));
+                let (service, one_put, files) = (service.clone(), Arc::clone(&one_put), files.clone());
                 let handle = service_fn(move |request: hyper::Request<hyper::body::Incoming>| {
                     let (service, one_put) = (service.clone(), Arc::clone(&one_put));
+                    let forgets = !has_conditions && request.headers().contains_key("if-none-match");
+                    let file = files.join(request.uri().path().trim_start_matches('/'));
                     async move {
                         let _held = match *request.method() == hyper::Method::PUT {
                             true => Some(one_put.lock().await),
                             false => None,
                         };
+                        if forgets {
+                            let _ = std::fs::remove_file(file);
+                        }
                         Service::call(&service, request).await
                     }
                 });
@@ -68,6 +83,33 @@ impl Server {
         });
         let bucket = BUCKET.to_owned();
         Self { endpoint, bucket, dir: Some(dir), is_given: false, runtime: Some(runtime), child: None }
+    }
+
+    /// A door with TLS before this server: gives its URL. `pem` holds certificate and key.
+    pub fn with_tls(&self, certificate: &Path, key: &Path) -> String {
+        use tokio_rustls::rustls::{ServerConfig, crypto::ring, pki_types::pem::PemObject};
+        let chain = tokio_rustls::rustls::pki_types::CertificateDer::pem_file_iter(certificate).unwrap();
+        let chain = chain.map(|one| one.unwrap()).collect();
+        let key = tokio_rustls::rustls::pki_types::PrivateKeyDer::from_pem_file(key).unwrap();
+        let config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()));
+        let config = config.with_safe_default_protocol_versions().unwrap().with_no_client_auth();
+        let config = config.with_single_cert(chain, key).unwrap();
+        let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(config));
+        let runtime = self.runtime.as_ref().unwrap();
+        let listener = runtime.block_on(tokio::net::TcpListener::bind("127.0.0.1:0")).unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let upstream = self.endpoint.strip_prefix("http://").unwrap().to_owned();
+        runtime.spawn(async move {
+            while let Ok((socket, _)) = listener.accept().await {
+                let (acceptor, upstream) = (acceptor.clone(), upstream.clone());
+                tokio::spawn(async move {
+                    let Ok(mut client) = acceptor.accept(socket).await else { return };
+                    let Ok(mut server) = tokio::net::TcpStream::connect(upstream).await else { return };
+                    let _ = tokio::io::copy_bidirectional(&mut client, &mut server).await;
+                });
+            }
+        });
+        format!("https://localhost:{port}")
     }
 
     /// moto, one request at a time; says `SKIP` where it cannot be had.

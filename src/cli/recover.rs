@@ -1,0 +1,60 @@
+//! `bk recover`
+
+use std::path::PathBuf;
+
+use super::{Context, Ended};
+use crate::{
+    config::{meaning, typed::RecoverArgs},
+    error::{Error, Kind, Result},
+    model::ids::{Name, RunId},
+    ops::recover::{self, Outcome},
+};
+
+pub fn run(context: &Context<'_>, args: &RecoverArgs) -> Result<Ended> {
+    let configured = match &args.state_dir {
+        Some(_) => None,
+        None => context.config()?.text.state_dir.as_ref(),
+    };
+    let state_dir: PathBuf = meaning::state_dir(args.state_dir.as_ref(), configured)?;
+    let job = args.job.as_ref().map(|name| name.parse::<Name>()).transpose()?;
+    let monitor = context.progress("recover");
+    if let (Some(run_id), Some(job)) = (&args.watch, &job) {
+        let run_id: RunId = run_id.parse()?;
+        recover::watch(&state_dir, job, run_id, &mut std::io::stdin().lock(), &monitor)?;
+        return Ok(Ended::Done);
+    }
+    let outcomes = recover::run(&state_dir, job.as_ref(), args.forget, &monitor)?;
+    drop(monitor);
+    for one in &outcomes {
+        show(context, one)?;
+    }
+    let faults = outcomes.into_iter().flat_map(|one| one.errors.into_iter().map(move |e| (one.job.clone(), e)));
+    let mut faults: Vec<(String, Error)> = faults.collect();
+    match faults.pop() {
+        None if context.out.is_json() => {
+            context.out.object("result", &serde_json::json!({ "outcome": "done" })).map(|()| Ended::Done)
+        }
+        None => Ok(Ended::Done),
+        Some((job, last)) => {
+            for (job, error) in &faults {
+                context.out.fault(&format!("{job}: {error}"));
+            }
+            let hint = format!("`bk recover --forget {job}` when it was done by hand");
+            let kind = if last.kind() == Kind::Other { Kind::Step } else { last.kind() };
+            Err(last.with_kind(kind).context(job).with_hint(hint))
+        }
+    }
+}
+
+fn show(context: &Context<'_>, one: &Outcome) -> Result<()> {
+    if context.out.is_json() {
+        return context.out.object("job", one);
+    }
+    let runs: Vec<&str> = one.runs.iter().map(|run| run.run_id.as_str()).collect();
+    match (one.outcome, runs.is_empty()) {
+        ("running", _) => context.out.say(&format!("{}: a run is at work: nothing is to be left", one.job)),
+        (_, true) => context.out.say(&format!("{}: nothing is to be left", one.job)),
+        (outcome, false) => context.out.say(&format!("{}: {outcome}: {}", one.job, runs.join(" "))),
+    }
+    Ok(())
+}

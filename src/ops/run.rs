@@ -1,0 +1,267 @@
+//! The run book of a job: what goes on around a snapshot. From top to bottom:
+//!
+//! lock and recover → gate → media steps → volume, lease, base → steps → stream, frame, store → role asked again → commit
+//! → steps left → lease given back, volume closed → media steps left → steps that follow a run → what it came to.
+//!
+//! Invariant: whatever was begun is left, however the run ends; a run that no longer may act commits nothing.
+
+mod hold;
+mod report;
+
+use std::{path::Path, sync::Arc};
+
+use hold::Hold;
+use report::Failed;
+pub use report::{Fault, Report, weight};
+
+use super::snapshot::{self, Outcome, Ready, Request, Skipped, Unrecorded, prepare};
+use crate::{
+    clock::Clock,
+    config::{
+        gate::{Gate, GateKind},
+        step::Step,
+    },
+    engine::{
+        beat::{self, Watch},
+        cluster::gate::{Asking, Open, Verdict},
+    },
+    error::{Error, Kind, Result},
+    model::ids::{Name, RunId},
+    monitor::Monitor,
+    steps::{self, Locked, State, Steps, Values, recover},
+    volume::{Volume, local::LocalStore},
+};
+
+/// A job as far as it is not the snapshot itself.
+pub struct Job<'a> {
+    /// Its name.
+    pub name: &'a Name,
+    /// This node's name.
+    pub node: &'a str,
+    /// Whether this node may act.
+    pub gate: &'a Gate,
+    /// Its steps, in order.
+    pub steps: &'a [Step],
+    /// How long the application may be held.
+    pub max_hold: Option<std::time::Duration>,
+    /// Where steps are noted.
+    pub state_dir: &'a Path,
+    /// How a run says on the volume how far it is.
+    pub beat: beat::Settings,
+}
+
+/// What can be made only in the middle of a run.
+pub struct Work<'a> {
+    /// Opens the volume, when the media are there.
+    pub open: &'a dyn Fn() -> Result<(Volume, Option<LocalStore>)>,
+    /// What is to be stored, when role and datasource are known.
+    pub request: &'a dyn Fn(&Open) -> Result<Request>,
+}
+
+/// A run that did not fail.
+enum Done {
+    Taken(Box<Outcome>),
+    Skipped(Skipped),
+}
+
+/// Runs a job once. All that happens is in the report, failures included.
+pub fn run(job: &Job<'_>, work: &Work<'_>, clock: &dyn Clock, monitor: &dyn Monitor) -> Report {
+    let mut report = Report::new(job);
+    let state = State::new(job.state_dir);
+    let locked = match begin(job, &state) {
+        Ok(Some(locked)) => locked,
+        Ok(None) => return report.skip(at_work(job)),
+        Err(e) => return report.fail(e.into()),
+    };
+    let run_id = match RunId::new(clock.unix_ms()) {
+        Ok(run_id) => run_id,
+        Err(e) => return report.fail(e.into()),
+    };
+    let place = locked.as_ref().map(|locked| (&state, locked, job.name, run_id));
+    let mut run =
+        Run { job, work, clock, monitor, run_id, steps: Steps::new(job.steps, place, values(job, run_id), monitor) };
+    let ended = run.recovered(locked.as_ref(), &mut report).and_then(|()| run.gated(&mut report));
+    report.end(ended);
+    let finished = run.steps.finish();
+    report.faults(finished.err());
+    run.follow(&mut report);
+    report.finish(&run.steps)
+}
+
+/// What every command of the run gets.
+fn values(job: &Job<'_>, run_id: RunId) -> Values {
+    let values =
+        [("BK_JOB", job.name.to_string()), ("BK_NODE", job.node.to_owned()), ("BK_RUN_ID", run_id.to_string())];
+    values.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
+}
+
+fn at_work(job: &Job<'_>) -> Skipped {
+    let why = format!("another run of {} is at work on this node", job.name);
+    Skipped { job: job.name.to_string(), outcome: "skipped-running", why }
+}
+
+/// Looks at the programs and takes the job's lock on this machine: `None` when a run has it. A job that never had steps needs none.
+fn begin(job: &Job<'_>, state: &State) -> Result<Option<Option<Locked>>> {
+    steps::check_ahead(job.steps)?;
+    if let GateKind::Command { argv, user, .. } | GateKind::Postgres { argv, user, .. } = &job.gate.kind {
+        steps::check_program(argv, user.as_deref()).map_err(|e| e.context("gate"))?;
+    }
+    if job.steps.is_empty() && !state.knows(job.name) {
+        return Ok(Some(None));
+    }
+    Ok(state.lock(job.name, false)?.map(Some))
+}
+
+struct Run<'a> {
+    job: &'a Job<'a>,
+    work: &'a Work<'a>,
+    clock: &'a dyn Clock,
+    monitor: &'a dyn Monitor,
+    run_id: RunId,
+    steps: Steps<'a>,
+}
+
+impl Run<'_> {
+    /// Leaves what an earlier run had begun, wherever the coordinator is by now. What cannot be left keeps this run from beginning.
+    fn recovered(&self, locked: Option<&Locked>, report: &mut Report) -> Result<(), Failed> {
+        let Some(locked) = locked else { return Ok(()) };
+        for mut run in recover::recover(locked, None, self.monitor)? {
+            let errors = std::mem::take(&mut run.errors);
+            report.recovered.push(run);
+            if let Some(e) = errors.into_iter().next() {
+                let hint = format!(
+                    "`bk recover {0}` tries again; `bk recover --forget {0}` when it was done by hand",
+                    self.job.name
+                );
+                return Err(e.context("what an earlier run had begun is not left").with_hint(hint).into());
+            }
+        }
+        Ok(())
+    }
+
+    /// Asks the gate; with media and volume, when it is open.
+    fn gated(&mut self, report: &mut Report) -> Result<Done, Failed> {
+        let values = self.steps.values().clone();
+        let asking = Asking { gate: self.job.gate, node: self.job.node, values: &values, monitor: self.monitor };
+        let open = match asking.ask()? {
+            Verdict::Open(open) => open,
+            Verdict::Skip(why) => {
+                let job = self.job.name.to_string();
+                return Ok(Done::Skipped(Skipped { job, outcome: "skipped-gate", why }));
+            }
+        };
+        for (name, value) in open.values() {
+            self.steps.set(&name, value);
+        }
+        report.open = Some(open.clone());
+        let entered = self.steps.enter(true, self.monitor).map_err(of_media);
+        let ended = entered.map_err(Failed::from).and_then(|()| self.with_volume(&asking, &open, report));
+        self.tell(&ended);
+        report.faults(self.steps.leave(false).into_iter().map(of_media));
+        ended
+    }
+
+    /// The run with its volume open; all of it is closed again when this returns, so that a medium can be put away.
+    fn with_volume(&mut self, asking: &Asking<'_>, open: &Open, report: &mut Report) -> Result<Done, Failed> {
+        let (volume, local) = (self.work.open)()?;
+        let mut request = (self.work.request)(open)?;
+        request.values.extend(self.steps.values().clone());
+        let watch = Watch::new(self.monitor);
+        let hold = Hold::new(self.job.max_hold, &watch);
+        let prepared = match prepare(&volume, local.as_ref(), &request, self.run_id, self.clock, &hold)? {
+            Ready::Run(prepared) => prepared,
+            Ready::Skip(skipped) => return Ok(Done::Skipped(skipped)),
+        };
+        // Kept until the application is open again: no other run begins before.
+        let lease = prepared.lease();
+        self.steps.set("BK_LEVEL", prepared.level().to_string());
+        let beating = watch.start(self.who(&volume, &request, prepared.level())?, &self.job.beat);
+        let taken = self.held((&hold, &watch), prepared, asking, open, report);
+        drop(beating);
+        let ended = taken.map(|outcome| Done::Taken(Box::new(outcome)));
+        self.tell(&ended);
+        report.faults(self.steps.leave(true));
+        drop(lease);
+        ended
+    }
+
+    /// From the safe state of the application to the commit.
+    fn held(
+        &mut self,
+        (hold, watch): (&Hold<'_>, &Watch<'_>),
+        prepared: Box<snapshot::Prepared<'_>>,
+        asking: &Asking<'_>,
+        open: &Open,
+        report: &mut Report,
+    ) -> Result<Outcome, Failed> {
+        let entered = hold.entering(&mut self.steps, |steps| steps.enter(false, hold));
+        entered.map_err(|e| watch.explain(hold.explain(e)))?;
+        let (unrecorded, early) = hold.storing(&mut self.steps, || prepared.store());
+        report.faults(early);
+        let unrecorded = unrecorded.map_err(|e| watch.explain(hold.explain(e)))?;
+        commit(asking, open, unrecorded, watch)
+    }
+
+    /// The run as it shows itself on the volume.
+    fn who(&self, volume: &Volume, request: &Request, level: u8) -> Result<beat::Who> {
+        Ok(beat::Who {
+            store: Arc::clone(&volume.store),
+            job: request.job.clone(),
+            run_id: self.run_id,
+            node: request.node.clone(),
+            level,
+            started_at: self.clock.now()?,
+        })
+    }
+
+    /// Tells the steps that are left, and follow, what came of it.
+    fn tell(&mut self, ended: &Result<Done, Failed>) {
+        let (result, snapshot) = match ended {
+            Ok(Done::Taken(outcome)) => (outcome.outcome, Some(outcome.snapshot.clone())),
+            Ok(Done::Skipped(skipped)) => (skipped.outcome, None),
+            Err(failed) => (failed.outcome(), None),
+        };
+        self.steps.set("BK_RESULT", result);
+        if let Some(snapshot) = snapshot {
+            self.steps.set("BK_SNAPSHOT", snapshot);
+        }
+    }
+
+    /// Runs the steps that follow a run, with the report so far as their input.
+    fn follow(&mut self, report: &mut Report) {
+        let kinds = report.followed_by();
+        if kinds.is_empty() {
+            return;
+        }
+        self.steps.set("BK_RESULT", report.outcome());
+        self.steps.set("BK_EXIT", report.exit().to_string());
+        match report.json(&self.steps) {
+            Ok(json) => report.faults(self.steps.after(&kinds, &json)),
+            Err(e) => report.faults(Some(e)),
+        }
+    }
+}
+
+/// Asks for the role again, then makes the record.
+fn commit(asking: &Asking<'_>, open: &Open, unrecorded: Unrecorded<'_>, watch: &Watch<'_>) -> Result<Outcome, Failed> {
+    let may = asking.ask_again(open).map_err(Failed::from).and_then(|lost| match (lost, watch.interrupted()) {
+        (Some(why), _) => Err(Failed::named("lost-role", Error::new(Kind::Lost, format!("{why}: nothing is kept")))),
+        (None, Some(signal)) => Err(watch.explain(Error::new(Kind::Signal(signal), "interrupted")).into()),
+        (None, None) => Ok(()),
+    });
+    match may {
+        Ok(()) => {
+            watch.committing();
+            Ok(unrecorded.commit()?)
+        }
+        Err(failed) => {
+            unrecorded.abandon();
+            Err(failed)
+        }
+    }
+}
+
+/// A step of the media that fails is a fault of the media.
+fn of_media(error: Error) -> Error {
+    if error.kind() == Kind::Step { error.with_kind(Kind::Volume).context("media") } else { error }
+}

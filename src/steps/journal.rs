@@ -1,0 +1,372 @@
+//! The journal: what a run has begun and not yet left, on this machine, so that somebody leaves it when the run cannot.
+//!
+//! One file a run, `runs/<job>/<run id>.journal` in the state directory, one JSON object a line. A step's line is durable before the
+//! step begins, and holds the step whole. The run holds `runs/<job>/lock` as long as it lives; whoever gets the lock may leave what
+//! the journals beside it tell. A journal with nothing left to do is removed.
+
+use std::{
+    collections::BTreeMap,
+    fs::{DirBuilder, File, OpenOptions},
+    io::Write,
+    os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt},
+    path::{Path, PathBuf},
+};
+
+use rustix::fs::{FlockOperation, flock};
+use serde::{Deserialize, Serialize};
+
+use super::processes;
+use crate::{
+    config::step::Step,
+    error::{Error, Kind, Result},
+    model::ids::{Name, RunId},
+};
+
+/// A longer journal is none of bk's.
+const JOURNAL_LEN_MAX: u64 = 64 << 20;
+const ENDING: &str = ".journal";
+
+/// One line.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", tag = "what", deny_unknown_fields)]
+enum Line {
+    /// The run: the boot and the session its commands belong to.
+    Run { boot_id: String, session: i32 },
+    /// A step is about to begin, with these values in its environment.
+    Begin { step: Box<Step>, values: BTreeMap<String, String> },
+    /// Its entering has ended well.
+    Entered { step: Name },
+    /// A step's leaving is about to begin.
+    Leave { step: Name },
+    /// A step was left.
+    Left { step: Name },
+}
+
+/// The state directory.
+pub struct State {
+    dir: PathBuf,
+}
+
+impl State {
+    /// `dir`, which need not be there yet.
+    pub fn new(dir: &Path) -> Self {
+        Self { dir: dir.to_owned() }
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.dir
+    }
+
+    fn job_dir(&self, job: &Name) -> PathBuf {
+        self.dir.join("runs").join(job.as_str())
+    }
+
+    /// Jobs that may have journals.
+    pub fn jobs(&self) -> Result<Vec<Name>> {
+        let dir = self.dir.join("runs");
+        let entries = match std::fs::read_dir(&dir) {
+            Ok(entries) => entries,
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(e) => return Err(failed("read", &dir, e)),
+        };
+        let mut jobs = Vec::new();
+        for entry in entries {
+            let entry = entry.map_err(|e| failed("read", &dir, e))?;
+            jobs.extend(entry.file_name().to_str().and_then(|name| name.parse::<Name>().ok()));
+        }
+        jobs.sort();
+        Ok(jobs)
+    }
+
+    /// Whether a run of this job may have left something: cheap, and without making anything.
+    pub fn knows(&self, job: &Name) -> bool {
+        self.job_dir(job).is_dir()
+    }
+
+    /// Makes the directories and takes the job's lock; `None` when another run of the job lives on this machine.
+    pub fn lock(&self, job: &Name, waits: bool) -> Result<Option<Locked>> {
+        let dir = self.job_dir(job);
+        for (path, above) in [(self.dir.clone(), self.dir.parent()), (self.dir.join("runs"), Some(&*self.dir))] {
+            make_dir(&path, above)?;
+        }
+        make_dir(&dir, dir.parent())?;
+        let path = dir.join("lock");
+        let mut options = OpenOptions::new();
+        let lock = options
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .mode(0o600)
+            .open(&path)
+            .map_err(|e| failed("open", &path, e))?;
+        let operation = if waits { FlockOperation::LockExclusive } else { FlockOperation::NonBlockingLockExclusive };
+        loop {
+            match flock(&lock, operation) {
+                Ok(()) => return Ok(Some(Locked { dir, _lock: lock })),
+                Err(rustix::io::Errno::WOULDBLOCK) => return Ok(None),
+                Err(rustix::io::Errno::INTR) => {}
+                Err(e) => return Err(failed("lock", &path, e.into())),
+            }
+        }
+    }
+}
+
+fn failed(what: &str, path: &Path, e: std::io::Error) -> Error {
+    let error = Error::io(format!("cannot {what} {}", path.display()), e);
+    if error.kind() == Kind::NoSpace { error } else { error.with_kind(Kind::Step) }
+}
+
+fn make_dir(path: &Path, above: Option<&Path>) -> Result<()> {
+    match DirBuilder::new().mode(0o700).recursive(true).create(path) {
+        Ok(()) => {}
+        Err(e) => {
+            return Err(failed("make", path, e)
+                .with_hint("steps want a directory that outlives the run: --state-dir DIR or BK_STATE_DIR"));
+        }
+    }
+    let meta = path.metadata().map_err(|e| failed("look at", path, e))?;
+    // What lies here is run by bk.
+    if meta.uid() != rustix::process::geteuid().as_raw() || meta.mode() & 0o022 != 0 {
+        let what =
+            format!("{} is not bk's alone: user {}, mode {:o}", path.display(), meta.uid(), meta.mode() & 0o7777);
+        return Err(Error::new(Kind::Step, what).with_hint(format!("chmod 700 {}", path.display())));
+    }
+    match above {
+        Some(above) if !above.as_os_str().is_empty() => {
+            File::open(above).and_then(|dir| dir.sync_all()).map_err(|e| failed("make durable", above, e))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// A job whose journals nobody else touches.
+pub struct Locked {
+    dir: PathBuf,
+    _lock: File,
+}
+
+impl Locked {
+    /// Begins the journal of a run.
+    pub fn begin(&self, run_id: RunId) -> Result<Journal> {
+        let path = self.dir.join(format!("{run_id}{ENDING}"));
+        let mut options = OpenOptions::new();
+        let file =
+            options.append(true).create_new(true).mode(0o600).open(&path).map_err(|e| failed("make", &path, e))?;
+        let mut journal = Journal { file, path };
+        journal.write(&Line::Run { boot_id: boot_id(), session: processes::session() })?;
+        File::open(&self.dir).and_then(|dir| dir.sync_all()).map_err(|e| failed("make durable", &self.dir, e))?;
+        Ok(journal)
+    }
+
+    /// Runs of this job that did not end, the oldest first.
+    pub fn unfinished(&self) -> Result<Vec<Unfinished>> {
+        self.runs()?.into_iter().map(|run_id| self.read(run_id)).collect()
+    }
+
+    /// Removes the journals of all runs.
+    pub fn forget(&self) -> Result<Vec<RunId>> {
+        let runs = self.runs()?;
+        for run_id in &runs {
+            let path = self.dir.join(format!("{run_id}{ENDING}"));
+            std::fs::remove_file(&path).map_err(|e| failed("remove", &path, e))?;
+        }
+        File::open(&self.dir).and_then(|dir| dir.sync_all()).map_err(|e| failed("make durable", &self.dir, e))?;
+        Ok(runs)
+    }
+
+    fn runs(&self) -> Result<Vec<RunId>> {
+        let entries = std::fs::read_dir(&self.dir).map_err(|e| failed("read", &self.dir, e))?;
+        let mut runs = Vec::new();
+        for entry in entries {
+            let name = entry.map_err(|e| failed("read", &self.dir, e))?.file_name();
+            let id = name.to_str().and_then(|name| name.strip_suffix(ENDING)?.parse::<RunId>().ok());
+            runs.extend(id);
+        }
+        runs.sort();
+        Ok(runs)
+    }
+
+    fn read(&self, run_id: RunId) -> Result<Unfinished> {
+        let path = self.dir.join(format!("{run_id}{ENDING}"));
+        let mut options = OpenOptions::new();
+        let file = options.append(true).read(true).open(&path).map_err(|e| failed("open", &path, e))?;
+        let meta = file.metadata().map_err(|e| failed("look at", &path, e))?;
+        if meta.len() > JOURNAL_LEN_MAX {
+            return Err(Error::new(Kind::Step, format!("{} is too long for a journal", path.display())));
+        }
+        let bytes = std::fs::read(&path).map_err(|e| failed("read", &path, e))?;
+        let whole = bytes.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
+        let Replayed { boot_id: boot, session, begun, running } = replay(&bytes[..whole]).map_err(|why| {
+            Error::new(Kind::Step, format!("{} cannot be read: {why}", path.display()))
+                .with_hint("see by hand what its run had begun, then `bk recover --forget`")
+        })?;
+        // What follows the last whole line was not durable, so what it would tell has not begun.
+        file.set_len(whole as u64).map_err(|e| failed("write", &path, e))?;
+        let session = (!boot.is_empty() && boot == boot_id()).then_some(session);
+        Ok(Unfinished { run_id, session, begun, running, journal: Journal { file, path } })
+    }
+}
+
+/// A step that was begun and not left.
+#[derive(Debug)]
+pub struct Begun {
+    /// The step.
+    pub step: Step,
+    /// The values its commands get.
+    pub values: BTreeMap<String, String>,
+}
+
+#[derive(Default)]
+struct Replayed {
+    boot_id: String,
+    session: i32,
+    begun: Vec<Begun>,
+    running: Option<Name>,
+}
+
+/// Reads whole lines.
+fn replay(bytes: &[u8]) -> Result<Replayed, String> {
+    let mut run = Replayed::default();
+    for line in bytes.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()) {
+        match serde_json::from_slice(line).map_err(|e| e.to_string())? {
+            Line::Run { boot_id, session } => (run.boot_id, run.session) = (boot_id, session),
+            Line::Begin { step, values } => {
+                run.running = Some(step.name.clone());
+                run.begun.push(Begun { step: *step, values });
+            }
+            Line::Entered { .. } => run.running = None,
+            Line::Leave { step } => run.running = Some(step),
+            Line::Left { step } => {
+                run.running = None;
+                run.begun.retain(|one| one.step.name != step);
+            }
+        }
+    }
+    Ok(run)
+}
+
+fn boot_id() -> String {
+    std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned()
+}
+
+/// A run that did not end.
+pub struct Unfinished {
+    /// The run.
+    pub run_id: RunId,
+    /// The session of its commands, when the machine was not started since.
+    pub session: Option<i32>,
+    /// What it began and did not leave, in the order it was begun.
+    pub begun: Vec<Begun>,
+    /// The step whose command was running.
+    pub running: Option<Name>,
+    /// Its journal, to be written on.
+    pub journal: Journal,
+}
+
+/// A run's journal.
+pub struct Journal {
+    file: File,
+    path: PathBuf,
+}
+
+impl Journal {
+    /// `step` is about to begin.
+    pub fn begin(&mut self, step: &Step, values: &BTreeMap<String, String>) -> Result<()> {
+        self.write(&Line::Begin { step: Box::new(step.clone()), values: values.clone() })
+    }
+
+    /// `step` is entered.
+    pub fn entered(&mut self, step: &Name) -> Result<()> {
+        self.write(&Line::Entered { step: step.clone() })
+    }
+
+    /// `step` is about to be left.
+    pub fn leave(&mut self, step: &Name) -> Result<()> {
+        self.write(&Line::Leave { step: step.clone() })
+    }
+
+    /// `step` is left.
+    pub fn left(&mut self, step: &Name) -> Result<()> {
+        self.write(&Line::Left { step: step.clone() })
+    }
+
+    /// Nothing is left to do.
+    pub fn finish(self) -> Result<()> {
+        std::fs::remove_file(&self.path).map_err(|e| failed("remove", &self.path, e))?;
+        let Some(dir) = self.path.parent() else { return Ok(()) };
+        File::open(dir).and_then(|dir| dir.sync_all()).map_err(|e| failed("make durable", dir, e))
+    }
+
+    fn write(&mut self, line: &Line) -> Result<()> {
+        let mut bytes = serde_json::to_vec(line)
+            .map_err(|e| Error::new(Kind::Step, format!("cannot write {}: {e}", self.path.display())))?;
+        bytes.push(b'\n');
+        self.append(&bytes)
+    }
+
+    fn append(&mut self, bytes: &[u8]) -> Result<()> {
+        self.file.write_all(bytes).and_then(|()| self.file.sync_data()).map_err(|e| failed("write", &self.path, e))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn step(name: &str) -> Step {
+        toml::from_str(&format!("name = '{name}'\nenter = ['true']\nleave = ['true']")).unwrap()
+    }
+
+    #[test]
+    fn a_journal_tells_what_is_begun_wherever_it_ends() {
+        let dir = tempfile::tempdir().unwrap();
+        let state = State::new(&dir.path().join("state"));
+        let job: Name = "db".parse().unwrap();
+        assert!(!state.knows(&job) && state.jobs().unwrap().is_empty());
+        let locked = state.lock(&job, false).unwrap().unwrap();
+        assert!(state.lock(&job, false).unwrap().is_none());
+        let run_id = RunId::new(1).unwrap();
+        let mut journal = locked.begin(run_id).unwrap();
+        let values = BTreeMap::from([("BK_JOB".to_owned(), "db".to_owned())]);
+        journal.begin(&step("a"), &values).unwrap();
+        journal.begin(&step("b"), &values).unwrap();
+        journal.leave(&"b".parse().unwrap()).unwrap();
+        journal.left(&"b".parse().unwrap()).unwrap();
+        let whole = std::fs::read(&journal.path).unwrap();
+        let names = |lines: usize| -> Vec<String> {
+            let end = whole.iter().enumerate().filter(|(_, byte)| **byte == b'\n').map(|(at, _)| at + 1).nth(lines);
+            let run = replay(&whole[..end.unwrap_or(0)]).unwrap();
+            run.begun.iter().map(|begun| begun.step.name.to_string()).collect()
+        };
+        for (lines, expected) in [&[][..], &["a"], &["a", "b"], &["a", "b"], &["a"]].into_iter().enumerate() {
+            assert_eq!(names(lines), expected, "{lines}");
+        }
+        // The next line, cut after any byte, is not there, and what is written after it is.
+        for len in [1, 20, 60] {
+            use std::os::unix::fs::FileExt;
+            let torn = OpenOptions::new().write(true).open(&journal.path).unwrap();
+            torn.write_all_at(&whole[..len], whole.len() as u64).unwrap();
+            let begun = locked.unfinished().unwrap().pop().unwrap().begun;
+            assert_eq!((begun.len(), begun[0].step.name.as_str()), (1, "a"));
+            assert_eq!(std::fs::read(&journal.path).unwrap(), whole);
+        }
+        assert!(replay(b"{\"what\":\"x\"}\n").is_err());
+        let unfinished = locked.unfinished().unwrap().pop().unwrap();
+        assert_eq!((unfinished.run_id, unfinished.session), (run_id, Some(processes::session())));
+        assert_eq!(unfinished.begun[0].values, values);
+        unfinished.journal.finish().unwrap();
+        assert!(locked.unfinished().unwrap().is_empty());
+        drop(locked);
+        assert!(state.lock(&job, false).unwrap().is_some());
+    }
+
+    #[test]
+    fn a_directory_of_others_is_not_used() {
+        use std::os::unix::fs::PermissionsExt;
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o777)).unwrap();
+        let error = State::new(dir.path()).lock(&"db".parse().unwrap(), false).err().unwrap();
+        assert!(error.to_string().contains("is not bk's alone"), "{error}");
+    }
+}

@@ -1,0 +1,238 @@
+//! A user's commands around the work: entered in order, left in reverse, whatever happened.
+//!
+//! Invariant: a step is in the journal before its first command starts, and everything in the journal is left: by the run, by the
+//! [`watch`]er when the run is killed, by [`recover`] when the machine is started again. A step's `leave` so runs at least once, and
+//! once only when its end was written down.
+
+mod attempt;
+mod journal;
+mod output;
+pub mod process;
+mod processes;
+pub mod recover;
+mod trust;
+pub mod watch;
+
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
+
+pub use attempt::{Phase, Report};
+use attempt::{attempt, until};
+use journal::Journal;
+pub use journal::{Locked, State};
+use watch::Watcher;
+
+use crate::{
+    config::step::{On, Step},
+    error::{Error, Kind, Result},
+    model::ids::{Name, RunId},
+    monitor::Monitor,
+};
+
+/// What goes by environment.
+pub type Values = BTreeMap<String, String>;
+
+/// Refuses programs that others can change, before anything is run.
+pub fn check_ahead(steps: &[Step]) -> Result<()> {
+    for step in steps {
+        let around = [&step.when, &step.enter, &step.enter_until, &step.leave, &step.leave_until];
+        let after = step.after.as_ref().map(|(_, argv)| argv);
+        for argv in around.into_iter().flatten().chain(after) {
+            trust::check_ahead(argv, step.user.as_deref()).map_err(|e| e.context(format!("step {}", step.name)))?;
+        }
+    }
+    Ok(())
+}
+
+/// Refuses such a program of a gate.
+pub fn check_program(argv: &[String], user: Option<&str>) -> Result<()> {
+    trust::check_ahead(argv, user)
+}
+
+/// The steps of a run.
+pub struct Steps<'a> {
+    steps: &'a [Step],
+    monitor: &'a dyn Monitor,
+    place: Option<(&'a State, &'a Locked, &'a Name, RunId)>,
+    values: Values,
+    journal: Option<(Journal, Watcher)>,
+    begun: Vec<&'a Step>,
+    held: Held,
+    /// Something could not be left.
+    is_stuck: bool,
+    /// What was run.
+    pub reports: Vec<Report>,
+}
+
+/// How long steps that are no media steps are entered.
+#[derive(Default)]
+struct Held {
+    since: Option<Instant>,
+    total: Duration,
+}
+
+impl<'a> Steps<'a> {
+    /// Steps that are yet to be entered. `place` is where they are noted; there is none for a job without steps.
+    pub fn new(
+        steps: &'a [Step],
+        place: Option<(&'a State, &'a Locked, &'a Name, RunId)>,
+        values: Values,
+        monitor: &'a dyn Monitor,
+    ) -> Self {
+        let (begun, reports) = (Vec::new(), Vec::new());
+        Self { steps, monitor, place, values, journal: None, begun, held: Held::default(), is_stuck: false, reports }
+    }
+
+    /// Sets a value of the environment of what is run from now on.
+    pub fn set(&mut self, name: &str, value: impl Into<String>) {
+        self.values.insert(name.to_owned(), value.into());
+    }
+
+    /// What is in the environment.
+    pub fn values(&self) -> &Values {
+        &self.values
+    }
+
+    /// Enters the media steps, or all others, each in order with its waiting; stops at the first that fails, which is begun all the same.
+    /// `monitor` tells when to stop.
+    pub fn enter(&mut self, is_media: bool, monitor: &dyn Monitor) -> Result<()> {
+        for step in self.steps.iter().filter(|step| step.media == is_media && step.after.is_none()) {
+            if let Some(signal) = monitor.interrupted() {
+                return Err(Error::new(Kind::Signal(signal), "interrupted"));
+            }
+            if self.applies(step, monitor)? {
+                self.begin(step)?;
+                self.enter_one(step, monitor)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn enter_one(&mut self, step: &'a Step, monitor: &dyn Monitor) -> Result<()> {
+        let (values, reports) = (&self.values, &mut self.reports);
+        if let Some(argv) = &step.enter {
+            attempt(step, Phase::Enter, argv, values, None, monitor, &stop(monitor), reports)?;
+        }
+        if let Some(argv) = &step.enter_until {
+            until(step, Phase::EnterUntil, argv, values, monitor, &stop(monitor), reports)?;
+        }
+        if let Some((journal, _)) = &mut self.journal {
+            journal.entered(&step.name)?;
+        }
+        Ok(())
+    }
+
+    /// Whether the condition of a step holds. One that cannot be asked is a failure: nothing is skipped by mistake.
+    fn applies(&mut self, step: &Step, monitor: &dyn Monitor) -> Result<bool> {
+        let Some(argv) = &step.when else { return Ok(true) };
+        attempt::applies(step, argv, &self.values, monitor, &stop(monitor), &mut self.reports)
+    }
+
+    fn begin(&mut self, step: &'a Step) -> Result<()> {
+        if self.journal.is_none()
+            && let Some((state, locked, job, run_id)) = self.place
+        {
+            let journal = locked.begin(run_id)?;
+            self.journal = Some((journal, Watcher::start(state, job, run_id)?));
+        }
+        if let Some((journal, _)) = &mut self.journal {
+            journal.begin(step, &self.values)?;
+        }
+        self.begun.push(step);
+        if !step.media && self.held.since.is_none() {
+            self.held.since = Some(Instant::now());
+        }
+        Ok(())
+    }
+
+    /// Whether there is a step that holds the application.
+    pub fn will_hold(&self) -> bool {
+        self.steps.iter().any(|step| !step.media && step.after.is_none())
+    }
+
+    /// Whether every step that holds the application may be left early.
+    pub fn may_leave_early(&self) -> bool {
+        let mut holding = self.begun.iter().filter(|step| !step.media).peekable();
+        holding.peek().is_some() && holding.all(|step| step.leave_early)
+    }
+
+    /// Leaves what was begun, in reverse, but for media steps when `is_early`. Goes on after a failure; a signal does not stop it.
+    pub fn leave(&mut self, is_early: bool) -> Vec<Error> {
+        let mut errors = Vec::new();
+        let (mut kept, mut left) = (Vec::new(), std::mem::take(&mut self.begun));
+        while let Some(step) = left.pop() {
+            if is_early && step.media {
+                kept.push(step);
+                continue;
+            }
+            let journal = self.journal.as_mut().map(|(journal, _)| journal);
+            errors.extend(leave_one(step, &self.values, journal, self.monitor, &mut self.reports).err());
+            if !left.iter().any(|step| !step.media) {
+                self.held.total += self.held.since.take().map_or(Duration::ZERO, |since| since.elapsed());
+            }
+        }
+        self.is_stuck |= !errors.is_empty();
+        kept.reverse();
+        self.begun = kept;
+        errors
+    }
+
+    /// How long the application was held.
+    pub fn held(&self) -> Duration {
+        self.held.total + self.held.since.map_or(Duration::ZERO, |since| since.elapsed())
+    }
+
+    /// Runs the steps that follow a run, with what it came to as their standard input.
+    pub fn after(&mut self, kinds: &[On], result: &[u8]) -> Vec<Error> {
+        let mut errors = Vec::new();
+        for step in self.steps {
+            if let Some((on, argv)) = &step.after
+                && kinds.contains(on)
+            {
+                let (values, reports) = (&self.values, &mut self.reports);
+                let ran = attempt(step, Phase::Run, argv, values, Some(result), self.monitor, &|| false, reports);
+                errors.extend(ran.err());
+            }
+        }
+        errors
+    }
+
+    /// The run is over: what could not be left stays in the journal, and the watcher may go.
+    pub fn finish(&mut self) -> Result<()> {
+        let Some((journal, watcher)) = self.journal.take() else { return Ok(()) };
+        let done = if self.is_stuck || !self.begun.is_empty() { Ok(()) } else { journal.finish() };
+        watcher.dismiss();
+        done
+    }
+}
+
+/// Leaves one step and notes it. What fails stays noted as begun.
+fn leave_one(
+    step: &Step,
+    values: &Values,
+    mut journal: Option<&mut Journal>,
+    monitor: &dyn Monitor,
+    reports: &mut Vec<Report>,
+) -> Result<()> {
+    if let Some(journal) = &mut journal
+        && let Err(e) = journal.leave(&step.name)
+    {
+        monitor.warn(&format!("step {}: {e}", step.name));
+    }
+    if let Some(argv) = &step.leave {
+        attempt(step, Phase::Leave, argv, values, None, monitor, &|| false, reports)?;
+    }
+    if let Some(argv) = &step.leave_until {
+        until(step, Phase::LeaveUntil, argv, values, monitor, &|| false, reports)?;
+    }
+    match journal {
+        Some(journal) => journal.left(&step.name),
+        None => Ok(()),
+    }
+}
+
+fn stop(monitor: &dyn Monitor) -> impl Fn() -> bool + '_ {
+    || monitor.interrupted().is_some()
+}

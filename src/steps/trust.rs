@@ -1,0 +1,131 @@
+//! Which programs bk runs: found, and as root only those nobody else can change; and how one is run as another user.
+
+use std::{
+    fs::Metadata,
+    os::unix::fs::MetadataExt,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+};
+
+use crate::error::{Error, Kind, Result};
+
+const STICKY: u32 = 0o1000;
+const OTHERS_WRITE: u32 = 0o022;
+const EXECUTE: u32 = 0o111;
+
+/// The program of `argv` as a path that may be run.
+pub fn program(argv: &[String], user: Option<&str>) -> Result<PathBuf> {
+    let name = argv.first().map_or("", String::as_str);
+    let found = find(name)?;
+    if rustix::process::geteuid().is_root() {
+        check(&found, user)?;
+    }
+    Ok(found)
+}
+
+/// Refuses what others can change, before anything is run. What is not there yet may come with a step before it.
+pub fn check_ahead(argv: &[String], user: Option<&str>) -> Result<()> {
+    match find(argv.first().map_or("", String::as_str)) {
+        Ok(found) if rustix::process::geteuid().is_root() => check(&found, user),
+        _ => Ok(()),
+    }
+}
+
+fn find(name: &str) -> Result<PathBuf> {
+    let is_program = |path: &Path| path.metadata().is_ok_and(|meta| meta.is_file() && meta.mode() & EXECUTE != 0);
+    if name.contains('/') {
+        let path = PathBuf::from(name);
+        return if !path.is_absolute() {
+            Err(Error::new(Kind::Step, format!("`{name}` is not an absolute path")))
+        } else if !path.exists() {
+            Err(Error::new(Kind::Step, format!("`{name}` is not there")))
+        } else if is_program(&path) {
+            Ok(path)
+        } else {
+            Err(Error::new(Kind::Step, format!("`{name}` is not executable")))
+        };
+    }
+    let dirs = std::env::var_os("PATH").unwrap_or_else(|| "/usr/sbin:/usr/bin:/sbin:/bin".into());
+    let found =
+        std::env::split_paths(&dirs).filter(|dir| dir.is_absolute()).map(|dir| dir.join(name)).find(|p| is_program(p));
+    found.ok_or_else(|| Error::new(Kind::Step, format!("`{name}` is not found in PATH")))
+}
+
+/// Refuses a program, or a directory on its way, that anybody but root (or the user who runs it) can change.
+fn check(path: &Path, user: Option<&str>) -> Result<()> {
+    let trusted = match user {
+        Some(user) => account(user)?.uid,
+        None => 0,
+    };
+    let real = path.canonicalize().map_err(|e| Error::io(format!("cannot find {}", path.display()), e))?;
+    for way in [path, &real] {
+        for part in way.ancestors() {
+            let meta = part.metadata().map_err(|e| Error::io(format!("cannot look at {}", part.display()), e))?;
+            if let Some(why) = fault(&meta, trusted) {
+                return Err(refused(path, part, &why));
+            }
+        }
+    }
+    Ok(())
+}
+
+fn refused(path: &Path, part: &Path, why: &str) -> Error {
+    let what = format!("`{}` is not run as root: {} {why}", path.display(), part.display());
+    Error::usage(what).with_hint(format!("chown root:root {0}; chmod go-w {0}", part.display()))
+}
+
+fn fault(meta: &Metadata, trusted: u32) -> Option<String> {
+    if meta.uid() != 0 && meta.uid() != trusted {
+        return Some(format!("belongs to user {}", meta.uid()));
+    }
+    if meta.mode() & OTHERS_WRITE == 0 {
+        return None;
+    }
+    // In a directory like /tmp nobody can put away an entry of root's.
+    let is_shared = meta.is_dir() && meta.mode() & STICKY != 0;
+    (!is_shared).then(|| "can be written by its group or by others".to_owned())
+}
+
+struct Account {
+    uid: u32,
+    gid: u32,
+    home: String,
+}
+
+/// A user as the system knows it, its name service included.
+fn account(user: &str) -> Result<Account> {
+    let bad = || Error::usage(format!("there is no user `{}`", crate::model::show::name(user.as_bytes())));
+    let output = Command::new("getent")
+        .args(["passwd", "--", user])
+        .stdin(Stdio::null())
+        .stderr(Stdio::null())
+        .output()
+        .map_err(|e| Error::io("cannot run getent", e))?;
+    let line = String::from_utf8(output.stdout).map_err(|_| bad())?;
+    let fields: Vec<&str> = line.trim_end().split(':').collect();
+    match fields[..] {
+        [_, _, uid, gid, _, home, _] => Ok(Account {
+            uid: uid.parse().map_err(|_| bad())?,
+            gid: gid.parse().map_err(|_| bad())?,
+            home: home.to_owned(),
+        }),
+        _ => Err(bad()),
+    }
+}
+
+/// `program` as another user, with that user's groups; util-linux's setpriv changes them and becomes the program.
+pub fn as_user(user: &str, program: &Path) -> Result<Command> {
+    let account = account(user)?;
+    let own = rustix::process::geteuid();
+    if own.as_raw() == account.uid {
+        return Ok(Command::new(program));
+    }
+    if !own.is_root() {
+        return Err(Error::usage(format!("only root runs a command as `{user}`")));
+    }
+    let mut command = Command::new("setpriv");
+    command.arg(format!("--reuid={}", account.uid)).arg(format!("--regid={}", account.gid));
+    command.args(["--init-groups", "--"]).arg(program);
+    command.env("HOME", account.home).env("USER", user).env("LOGNAME", user);
+    Ok(command)
+}
