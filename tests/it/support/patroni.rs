@@ -209,6 +209,7 @@ impl Cluster {
         self.patronictl(&["switchover", SCOPE, "--master", &from, "--candidate", to, "--force"]);
         wait("the new leader", || self.leader().is_some_and(|node| node.name == to));
         let others = self.nodes.iter().filter(|node| node.child.is_some()).count() - 1;
+        wait("the old leader to answer", || self.nodes.iter().all(|node| node.child.is_none() || node.answers()));
         wait("the old leader to follow", || self.members("replica", "streaming").len() == others);
     }
 
