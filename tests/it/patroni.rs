@@ -23,7 +23,8 @@ impl Cron {
         let cluster = Cluster::start(test, 2)?;
         let world = World::new("patroni-job");
         let leader = cluster.leader().unwrap();
-        cluster.sql(leader.port, "create table goods as select n, md5(n::text) as what from generate_series(1, 5000) n");
+        cluster
+            .sql(leader.port, "create table goods as select n, md5(n::text) as what from generate_series(1, 5000) n");
         let cron = Self { cluster, world };
         cron.wait_for_replicas();
         Some(cron)
