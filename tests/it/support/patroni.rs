@@ -173,7 +173,7 @@ impl Cluster {
         let view = self.view().unwrap_or_default();
         let members = view["members"].as_array().cloned().unwrap_or_default();
         let wanted = members.iter().filter(|m| {
-            let is_state = m["state"] == state || (state == "streaming");
+            let is_state = m["state"] == state || state == "streaming" && m["state"] == "running";
             m["role"] == role && is_state
         });
         wanted.map(|m| m["name"].as_str().unwrap().to_owned()).collect()
