@@ -92,7 +92,7 @@ impl World {
         let outcome = expire::run(&self.second.volume, &request, &clock, &Silent).map_err(failed)?;
         self.trace.push(format!("  expired there: {}, swept: {}", outcome.expired, outcome.swept));
         same(&Vec::new(), &outcome.errors.into_iter().map(failed).collect::<Vec<_>>(), "errors of expiry there")?;
-        let left = self.second.volume.store.list("runs/").map_err(failed)?;
+        let left = self.second.volume.store.list(&format!("runs/{}/", JOBS[job])).map_err(failed)?;
         same(&Vec::new(), &left, "what copies noted")
     }
 
