@@ -69,7 +69,7 @@ fn parse(line: &[u8]) -> Option<Entry> {
 pub fn mounted_at(path: &Path) -> Result<Option<Entry>> {
     let text = std::fs::read("/proc/self/mountinfo").map_err(|e| Error::io("cannot read /proc/self/mountinfo", e))?;
     let all = text.split(|&b| b == b'\n').filter_map(parse);
-    Ok(all.filter(|entry| entry.path == path.as_os_str().as_bytes()).last())
+    Ok(all.filter(|entry| entry.path == path.as_os_str().as_bytes()).next_back())
 }
 
 /// The absolute path of a mount point, dead or alive: only the directory above it is looked at.
