@@ -26,6 +26,8 @@ pub enum Kind {
     Integrity,
     /// No space left (exit 9).
     NoSpace,
+    /// Stopped by `bk abort` (exit 143, as by SIGTERM).
+    Aborted,
     /// Stopped by a signal (exit 128 + n).
     Signal(i32),
     /// The reader of our standard output went away: not an error of ours (exit 0).
@@ -46,6 +48,7 @@ impl Kind {
             Self::Step => 7,
             Self::Integrity => 8,
             Self::NoSpace => 9,
+            Self::Aborted => 143,
             Self::Signal(n) => u8::try_from(n).ok().and_then(|n| n.checked_add(128)).unwrap_or(1),
         }
     }

@@ -3,7 +3,10 @@
 use std::process::ExitCode;
 
 use super::{Ended, output::Output};
-use crate::error::{Kind, Result};
+use crate::{
+    error::{Kind, Result},
+    plan::health::Status,
+};
 
 /// Prints the error, if there is one, and gives the exit code.
 pub fn code(out: &Output, result: Result<Ended>) -> ExitCode {
@@ -12,6 +15,12 @@ pub fn code(out: &Output, result: Result<Ended>) -> ExitCode {
         Ok(Ended::Incomplete) => 3,
         Ok(Ended::Faults) => 8,
         Ok(Ended::Code(number)) => number,
+        Ok(Ended::Health(status)) => match status {
+            Status::Ok => 0,
+            Status::Warning => 1,
+            Status::Critical => 2,
+            Status::Unknown => 3,
+        },
         // The reader of our output has seen enough.
         Err(e) if e.kind() == Kind::BrokenPipe => 0,
         Err(e) => {

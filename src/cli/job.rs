@@ -94,6 +94,14 @@ impl Asked {
         Ok(Some(Self::Job(Box::new(job))))
     }
 
+    /// Volumes it is copied to.
+    pub fn copy_to(&self) -> Vec<PathBuf> {
+        match self {
+            Self::Typed(_) => Vec::new(),
+            Self::Job(job) => job.text.copy_to.iter().flatten().map(|name| name.as_str().into()).collect(),
+        }
+    }
+
     /// Its volume.
     pub fn target(&self, context: &Context<'_>, stored: &Name) -> Result<Target> {
         // A set may name a volume of its own, which the name of the job does not tell.
@@ -282,11 +290,6 @@ impl Configured<'_> {
 
     fn request(&self, context: &Context<'_>, args: &SnapshotArgs) -> Result<Request> {
         let (job, text) = (self.job, &self.job.text);
-        // What is configured is done or refused: nobody should think there is a second copy.
-        if text.copy_to.as_ref().is_some_and(|names| !names.is_empty()) {
-            let error = Error::usage("`bk snapshot` does not copy yet");
-            return Err(self.wrong("copy_to")(error));
-        }
         let node = match (args.node.as_ref().filter(|name| !name.is_empty()), &text.node) {
             (None, Some(node)) => node.to_string(),
             (typed, _) => context.node(typed)?,

@@ -57,7 +57,7 @@ fn expires(row: &list::Row) -> String {
 }
 
 /// Lines of columns as wide as their widest cell; the columns in `right` are numbers.
-fn table<const N: usize>(rows: &[[String; N]], right: &[usize]) -> Vec<String> {
+pub fn table<const N: usize>(rows: &[[String; N]], right: &[usize]) -> Vec<String> {
     let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
     let widths: Vec<usize> = (0..N).map(width).collect();
     let line = |row: &[String; N]| {

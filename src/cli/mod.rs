@@ -3,8 +3,10 @@
 mod browse;
 mod check;
 mod config;
+mod copy;
 mod exit;
 mod expire;
+mod health;
 mod job;
 mod lease;
 mod list;
@@ -18,9 +20,10 @@ mod run;
 mod shell;
 mod signals;
 mod snapshot;
+mod status;
 mod volume;
 
-use std::{cell::OnceCell, process::ExitCode};
+use std::{cell::OnceCell, path::Path, process::ExitCode};
 
 use clap::Parser;
 
@@ -36,6 +39,7 @@ use crate::{
         ids::Name,
         place::{Access, Place},
     },
+    plan::health::Status,
     volume::{Volume, local::LocalStore, mount as mounted},
 };
 use log::Log;
@@ -74,6 +78,8 @@ enum Ended {
     Faults,
     /// All was told already: this is the exit code.
     Code(u8),
+    /// What a monitoring system is told, in its own codes.
+    Health(Status),
 }
 
 fn run(cli: &Cli, out: &Output, signals: &signals::Signals) -> Result<Ended> {
@@ -94,6 +100,10 @@ fn run(cli: &Cli, out: &Output, signals: &signals::Signals) -> Result<Ended> {
         Command::Hold(args) => expire::hold(&context, args),
         Command::Release(args) => expire::release(&context, args),
         Command::Why(args) => expire::why(&context, args),
+        Command::Status(args) => status::run(&context, args),
+        Command::Abort(args) => status::abort(&context, args),
+        Command::Check(args) => health::run(&context, args),
+        Command::Copy(args) => copy::run(&context, args),
         Command::Lease(command) => lease::run(&context, command),
         Command::Config(command) => config::run(&context, command),
         Command::Volume(command) => volume::run(&context, command),
@@ -162,6 +172,11 @@ impl Context<'_> {
     /// The same, of a snapshot's job.
     fn volume_itself_of(&self, job: &Name) -> Result<Volume> {
         open(&itself(self.target(Some(Named::Job(job)))?))
+    }
+
+    /// Another volume, named in another place than --volume, to be added to.
+    fn other(&self, place: &Path) -> Result<Volume> {
+        open(&itself(self.target(Some(Named::Place(place)))?))
     }
 
     fn progress(&self, verb: &'static str) -> progress::Progress<'_> {

@@ -1,11 +1,12 @@
 //! `bk snapshot`
 
-use super::{Context, Ended, job, progress::show_time, run as shown};
+use super::{Context, Ended, copy, health, job, progress::show_time, run as shown};
 use crate::{
     clock::System,
     config::{meaning, typed::SnapshotArgs},
-    engine::cluster::gate::Open,
-    error::Result,
+    engine::{beat, cluster::gate::Open},
+    error::{Error, Result},
+    format::notes::COMMENT_LEN_MAX,
     model::units::show_size,
     ops::{
         run::{self, Job, Work},
@@ -24,6 +25,7 @@ pub fn run(context: &Context<'_>, args: &SnapshotArgs) -> Result<Ended> {
         Some(asked) => asked.request(context, args).map(guarded),
         None => Ok(guarded(request.clone())),
     };
+    let after = copy::After::new(args, asked.copy_to(), meaning::threads(context.global)?)?;
     if args.dry_run {
         let request = in_role(None)?;
         let planned = snapshot::plan(&super::open(&target)?, &request, &System)?;
@@ -37,6 +39,7 @@ pub fn run(context: &Context<'_>, args: &SnapshotArgs) -> Result<Ended> {
         steps: &around.steps,
         max_hold: around.max_hold,
         state_dir: &meaning::state_dir(args.state_dir.as_ref(), context.config()?.text.state_dir.as_ref())?,
+        beat: beat(args)?,
     };
     let open = || {
         let (volume, local) = (super::open(&target)?, super::local(&target)?);
@@ -47,10 +50,27 @@ pub fn run(context: &Context<'_>, args: &SnapshotArgs) -> Result<Ended> {
     };
     let requested = |open: &Open| in_role(open.role.as_deref());
     let progress = context.progress("snapshot");
-    let report = run::run(&job, &Work { open: &open, request: &requested }, &System, &progress);
+    let mut report = run::run(&job, &Work { open: &open, request: &requested }, &System, &progress);
     let seconds = progress.elapsed().as_secs_f64();
     drop(progress);
-    shown::show(context, &report, seconds, |outcome| summary(context, outcome, seconds))
+    let taken = report.taken().map(|outcome| outcome.snapshot.clone());
+    let mut copies = taken.map_or_else(Vec::new, |snapshot| after.run(context, &target, &snapshot));
+    report.after(copies.iter_mut().filter_map(copy::Copied::take_error));
+    if let Some(path) = &args.metrics {
+        health::after_run(context, path, &target, health::Ran::now(&request.job, report.exit(), seconds));
+    }
+    shown::show(context, (&report, &copies), seconds, |outcome| summary(context, outcome, seconds))
+}
+
+/// How the run says how far it is; tests cannot wait so long and set `BK_TEST_BEAT_MS`.
+fn beat(args: &SnapshotArgs) -> Result<beat::Settings> {
+    let set = std::env::var("BK_TEST_BEAT_MS").ok().and_then(|text| text.parse::<u64>().ok());
+    let every = set.map_or(beat::Settings::default().every, std::time::Duration::from_millis);
+    let comment = args.comment.clone().filter(|text| !text.is_empty());
+    if comment.as_ref().is_some_and(|text| text.len() > COMMENT_LEN_MAX) {
+        return Err(Error::usage(format!("--comment is longer than {COMMENT_LEN_MAX} bytes")));
+    }
+    Ok(beat::Settings { every, comment })
 }
 
 /// `--dry-run`: what would be taken and why.

@@ -120,6 +120,14 @@ pub enum Command {
     Release(ReleaseArgs),
     /// Tell why a snapshot is still there, or no more
     Why(WhyArgs),
+    /// Show the runs that go on, on any node
+    Status(StatusArgs),
+    /// Stop the runs of a job, on whatever node they are
+    Abort(AbortArgs),
+    /// Tell a monitoring system how jobs are: exit 0 ok, 1 warning, 2 critical, 3 unknown
+    Check(Box<CheckArgs>),
+    /// Copy snapshots, with all they need, to another volume
+    Copy(CopyArgs),
     /// Show or end the leases of jobs: who is at work
     #[command(subcommand)]
     Lease(LeaseCommand),
@@ -218,6 +226,18 @@ pub struct SnapshotArgs {
     /// How long to keep it: `4w`, `1w 3d`, `6mo`, `never` (default: never ending)
     #[arg(long, value_name = "TIME", env = "BK_EXPIRE")]
     pub expire: Option<String>,
+    /// Shown by `bk status` while it goes on
+    #[arg(long, value_name = "TEXT")]
+    pub comment: Option<String>,
+    /// Write what `bk check --prometheus` writes about the job, and how this run ended, to a file
+    #[arg(long, value_name = "FILE")]
+    pub metrics: Option<PathBuf>,
+    /// Copy it to this volume at once; may be given several times (default: as configured). A copy that fails does not undo the snapshot
+    #[arg(long, value_name = "DIR|URL")]
+    pub copy_to: Vec<PathBuf>,
+    /// How long to keep the copies (default: as long as the snapshot)
+    #[arg(long, value_name = "TIME")]
+    pub copy_expire: Option<String>,
     /// Do nothing, with exit 0, when the job has a snapshot that is younger: `20h`, `6d`
     #[arg(long, value_name = "TIME")]
     pub min_interval: Option<String>,
@@ -233,6 +253,80 @@ pub struct SnapshotArgs {
     /// Where steps are noted (default: /var/lib/bk, or below the home of who is not root)
     #[arg(long, env = "BK_STATE_DIR", value_name = "DIR")]
     pub state_dir: Option<PathBuf>,
+}
+
+/// `bk status`
+#[derive(Debug, Args)]
+pub struct StatusArgs {
+    /// Only this job
+    pub job: Option<String>,
+    /// Show them again and again, till none goes on
+    #[arg(long, short)]
+    pub follow: bool,
+}
+
+/// `bk abort`
+#[derive(Debug, Args)]
+pub struct AbortArgs {
+    /// The job
+    pub job: String,
+    /// Why
+    #[arg(long, value_name = "TEXT")]
+    pub comment: Option<String>,
+    /// This node's name in what the run is told (default: the host's name)
+    #[arg(long, env = "BK_NODE", value_name = "NAME")]
+    pub node: Option<String>,
+}
+
+/// `bk check`
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  bk check --warn-age 26h --crit-age 50h\n  bk check db --crit-age 0=8d --crit-age 26h --warn-free 50GiB --prometheus /var/lib/node_exporter/bk.prom\nN=TIME is for the newest good snapshot of level N or below; a limit nobody set is not looked at."
+)]
+pub struct CheckArgs {
+    /// Jobs; all of the volume by default
+    pub jobs: Vec<String>,
+    /// Warn when the newest good snapshot is so old
+    #[arg(long, value_name = "[N=]TIME")]
+    pub warn_age: Vec<String>,
+    /// Call it critical when the newest good snapshot is so old
+    #[arg(long, value_name = "[N=]TIME")]
+    pub crit_age: Vec<String>,
+    /// Warn when the newest snapshot holds so many percent less than the one of its level before
+    #[arg(long, value_name = "PERCENT", default_value = "50")]
+    pub warn_drop: u64,
+    /// Call that critical
+    #[arg(long, value_name = "PERCENT")]
+    pub crit_drop: Option<u64>,
+    /// Warn when the volume has no more free than this
+    #[arg(long, value_name = "SIZE")]
+    pub warn_free: Option<String>,
+    /// Call that critical
+    #[arg(long, value_name = "SIZE")]
+    pub crit_free: Option<String>,
+    /// Write the numbers to a file for Prometheus' node exporter, too
+    #[arg(long, value_name = "FILE")]
+    pub prometheus: Option<PathBuf>,
+}
+
+/// `bk copy`
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  bk copy home/latest --to /mnt/second\n  bk copy home --to s3://bucket/bk --expire 6mo\nA snapshot goes with its chain; what is there already is not copied again. A copy that was stopped goes on where it was."
+)]
+pub struct CopyArgs {
+    /// Snapshots; or jobs, of which all snapshots go that were never copied there
+    #[arg(required = true, value_name = "SNAPSHOT|JOB")]
+    pub what: Vec<String>,
+    /// The volume they go to, by its place or its configured name
+    #[arg(long, value_name = "DIR|URL|NAME")]
+    pub to: PathBuf,
+    /// How long to keep them there, from now on: `4w`, `never` (default: until the same time as here)
+    #[arg(long, value_name = "TIME")]
+    pub expire: Option<String>,
+    /// The job they belong to there (default: the same)
+    #[arg(long, value_name = "NAME")]
+    pub r#as: Option<String>,
 }
 
 /// `bk list`

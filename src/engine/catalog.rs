@@ -127,10 +127,18 @@ pub fn find_in<'a>(log: &'a JobLog, name: &SnapshotName, shown: &str) -> Result<
 
 /// The objects of every run in a listing of `data/` or of `data/<job>/`, for one job.
 pub fn runs(items: &[Item], job: &Name) -> BTreeMap<RunId, Vec<Item>> {
+    by_run(items, &format!("data/{job}/"))
+}
+
+/// The same for a listing of `runs/` or of `runs/<job>/`.
+pub fn notes(items: &[Item], job: &Name) -> BTreeMap<RunId, Vec<Item>> {
+    by_run(items, &layout::runs_dir(job))
+}
+
+fn by_run(items: &[Item], dir: &str) -> BTreeMap<RunId, Vec<Item>> {
     let mut runs: BTreeMap<RunId, Vec<Item>> = BTreeMap::new();
-    let dir = format!("data/{job}/");
     for item in items {
-        let run = item.key.strip_prefix(&dir).and_then(|rest| rest.split_once('/')).map(|(run, _)| run.parse());
+        let run = item.key.strip_prefix(dir).and_then(|rest| rest.split_once('/')).map(|(run, _)| run.parse());
         // What has no run's name is not ours: nobody's to delete.
         if let Some(Ok(run)) = run {
             runs.entry(run).or_default().push(item.clone());

@@ -1,6 +1,8 @@
 //! The engine: how a snapshot is written and read.
 
+pub mod beat;
 pub mod catalog;
 pub mod cluster;
+pub mod copy;
 pub mod read;
 pub mod write;

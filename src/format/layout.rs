@@ -50,6 +50,16 @@ pub fn run_dir(job: &Name, run: RunId) -> String {
     format!("data/{job}/{run}/")
 }
 
+/// `runs/<job>/`: what is only of interest while runs go on.
+pub fn runs_dir(job: &Name) -> String {
+    format!("runs/{job}/")
+}
+
+/// `runs/<job>/<run id>/copy.<what>.json`: a copy that was begun; `what` tells it from every other.
+pub fn copy_key(job: &Name, run: RunId, what: &str) -> String {
+    format!("runs/{job}/{run}/copy.{what}.json")
+}
+
 /// `index-00000.bki`
 pub const INDEX_NAME: &str = "index-00000.bki";
 /// `RESTORE.txt`

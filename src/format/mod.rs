@@ -7,6 +7,7 @@ pub mod envelope;
 pub mod index;
 pub mod layout;
 pub mod lease;
+pub mod notes;
 pub mod record;
 pub mod restore_txt;
 pub mod seek_table;

@@ -94,6 +94,9 @@ pub struct Snapshot {
     pub chunk_key: Option<Digest>,
     /// What was not fully saved, at most 100 paths; the index has them all.
     pub incomplete: Vec<Incomplete>,
+    /// Of a copy: what it was first taken as.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub copied_from: Option<CopiedFrom>,
     /// Encryption; null is none.
     pub crypto: Option<serde_json::Value>,
     /// Signature; null is none.
@@ -112,6 +115,33 @@ pub struct Base {
     /// Digest of its record.
     #[serde(with = "as_hex")]
     pub digest: Digest,
+}
+
+/// What a copied snapshot was first taken as, on the volume where that was: a copy of a copy says the same.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CopiedFrom {
+    /// The volume's id.
+    pub volume: Nonce,
+    /// Its job there.
+    pub job: Name,
+    /// Its number in the log there.
+    pub seq: u64,
+    /// Its run there.
+    #[serde(with = "as_text")]
+    pub run_id: RunId,
+    /// Digest of its record there.
+    #[serde(with = "as_hex")]
+    pub digest: Digest,
+    /// The numbers by which its index names the members of its chain, level 0 first, itself left out.
+    pub chain: Vec<u64>,
+}
+
+impl CopiedFrom {
+    /// Whether both are copies of one snapshot.
+    pub fn is_same(&self, other: &Self) -> bool {
+        (&self.volume, self.run_id, self.digest) == (&other.volume, other.run_id, other.digest)
+    }
 }
 
 /// A named stream.
@@ -303,6 +333,13 @@ impl Snapshot {
         }
         if self.index.name != super::layout::INDEX_NAME || self.restore_txt.name != super::layout::RESTORE_NAME {
             return bad("an object has another name than its own");
+        }
+        if let Some(CopiedFrom { seq, chain, .. }) = &self.copied_from {
+            let rises = chain.iter().chain([seq]).is_sorted_by(|a, b| a < b);
+            let count = if self.level == 0 { 0..=0 } else { 1..=9 };
+            if !rises || chain.first() == Some(&0) || *seq == 0 || !count.contains(&chain.len()) {
+                return bad("its chain was none where it was first taken");
+            }
         }
         if self.streams.len() > 1000 || self.incomplete.len() > 1000 {
             return bad("too many streams or incomplete entries");

@@ -59,15 +59,21 @@ pub fn text(snapshot: &Snapshot, parts: &[String], before: &[Member<'_>]) -> Str
 
 fn head(out: &mut String, chain: &[&Member<'_>]) {
     let Some(((snapshot, _), before)) = chain.split_last() else { return };
+    let (what, job, seq) = match &snapshot.copied_from {
+        None => (String::new(), &snapshot.job, snapshot.seq),
+        // Its own number is not known before its record is made, and this text must not depend on that.
+        Some(from) => (format!("a copy, first stored on volume {}, of ", from.volume.as_str()), &from.job, from.seq),
+    };
     let _ = writeln!(
         out,
-        "This directory holds snapshot {}/{} of {}, taken at {} by bk.",
-        snapshot.job, snapshot.seq, snapshot.node, snapshot.taken_at
+        "This directory holds {what}snapshot {job}/{seq} of {}, taken at {} by bk.",
+        snapshot.node, snapshot.taken_at
     );
     if !before.is_empty() {
         let _ = writeln!(out, "It is an increment of level {}. Its chain, each over the one before:\n", snapshot.level);
         for (one, _) in chain {
-            let Snapshot { job, seq, level, taken_at, .. } = one;
+            let Snapshot { level, taken_at, .. } = one;
+            let (job, seq) = one.copied_from.as_ref().map_or((&one.job, one.seq), |from| (&from.job, from.seq));
             let _ = writeln!(out, "- {job}/{seq}, level {level}, taken at {taken_at}: {}", one.run_id);
         }
         out.push('\n');

@@ -33,6 +33,13 @@ pub fn show_size(bytes: u64) -> String {
     }
 }
 
+/// `3 d`, `26 h`, `5 min`, `40 s`: whole, of the unit that says it in at least two.
+pub fn show_age(seconds: u64) -> String {
+    let (name, unit) =
+        [("d", 86_400), ("h", 3600), ("min", 60)].into_iter().find(|(_, unit)| seconds >= 2 * unit).unwrap_or(("s", 1));
+    format!("{} {name}", seconds / unit)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -47,5 +54,8 @@ mod tests {
         }
         assert_eq!(show_size(1_503_238_553), "1.40 GiB");
         assert_eq!(show_size(312), "312 B");
+        for (seconds, shown) in [(0, "0 s"), (119, "119 s"), (120, "2 min"), (26 * 3600, "26 h"), (259_200, "3 d")] {
+            assert_eq!(show_age(seconds), shown);
+        }
     }
 }

@@ -20,7 +20,7 @@ use crate::{
     error::{Error, Kind, Result},
     format::{
         change::{Expire, NAMES_MAX, RunName, Sweep},
-        layout::{INDEX_NAME, RESTORE_NAME, run_dir},
+        layout::{INDEX_NAME, RESTORE_NAME, run_dir, runs_dir},
     },
     model::{
         ids::{Name, RunId},
@@ -94,7 +94,10 @@ pub fn run(volume: &Volume, request: &Request, clock: &dyn Clock, monitor: &dyn 
     let now = clock.now()?;
     let prefix = request.job.as_ref().map_or_else(|| "data/".to_owned(), |job| format!("data/{job}/"));
     let items = volume.store.list(&prefix)?;
+    let prefix = request.job.as_ref().map_or_else(|| "runs/".to_owned(), runs_dir);
+    let notes = volume.store.list(&prefix)?;
     let mut jobs = catalog::jobs_of(&items);
+    jobs.extend(catalog::jobs_of(&notes));
     match &request.job {
         Some(job) => jobs = vec![job.clone()],
         None => jobs.extend(catalog::jobs(volume)?),
@@ -104,8 +107,9 @@ pub fn run(volume: &Volume, request: &Request, clock: &dyn Clock, monitor: &dyn 
     let mut outcome = Outcome::default();
     for job in jobs {
         let lying = catalog::runs(&items, &job);
-        let mut one =
-            Job { volume, request, job, lying, now, unix_ms: clock.unix_ms(), monitor, outcome: &mut outcome };
+        let notes = catalog::notes(&notes, &job);
+        let unix_ms = clock.unix_ms();
+        let mut one = Job { volume, request, job, lying, notes, now, unix_ms, monitor, outcome: &mut outcome };
         if let Err(e) = one.run() {
             if matches!(e.kind(), Kind::Signal(_)) {
                 return Err(e);
@@ -122,6 +126,8 @@ struct Job<'a> {
     job: Name,
     /// Objects by run, as they were listed.
     lying: BTreeMap<RunId, Vec<Item>>,
+    /// What lies below `runs/`, likewise.
+    notes: BTreeMap<RunId, Vec<Item>>,
     now: Instant,
     unix_ms: u64,
     monitor: &'a dyn Monitor,
@@ -131,7 +137,7 @@ struct Job<'a> {
 impl Job<'_> {
     fn run(&mut self) -> Result<()> {
         let mut log = catalog::read(self.volume, &self.job)?;
-        if log.records == 0 && self.lying.is_empty() {
+        if log.records == 0 && self.lying.is_empty() && self.notes.is_empty() {
             return Err(Error::usage(format!("{} has no job {}", self.volume.shown, self.job))
                 .with_hint("`bk list` shows what there is"));
         }
@@ -140,6 +146,7 @@ impl Job<'_> {
         let swept = self.sweep(&mut log);
         if !self.request.dry_run && log.sound().is_ok() {
             self.delete(&log)?;
+            self.tidy(&log)?;
         }
         expired.and(swept)
     }
@@ -221,17 +228,31 @@ impl Job<'_> {
     ///
     /// A run that stored everything and did not commit is rare: several at once are snapshots whose records are gone.
     fn orphans(&self, log: &JobLog) -> (Vec<RunName>, usize) {
-        let grace = self.request.sweep_grace.saturating_mul(1000);
-        let is_old = |run: RunId| run.unix_ms().saturating_add(grace) <= self.unix_ms;
         let is_whole = |items: &[Item]| {
             [INDEX_NAME, RESTORE_NAME].iter().all(|name| items.iter().any(|item| item.key.ends_with(name)))
         };
-        let orphans = self.lying.iter().filter(|(run, _)| !log.knows(**run) && is_old(**run));
-        let (whole, half): (Vec<_>, Vec<_>) = orphans.partition(|(_, items)| is_whole(items));
+        // A copy that was noted and not ended has another where it came from.
+        let is_copy = |run: &RunId| {
+            let name = |item: &Item| item.key.rsplit('/').next().is_some_and(|name| name.starts_with("copy."));
+            self.notes.get(run).is_some_and(|items| items.iter().any(name))
+        };
+        let orphans = self.lying.iter().filter(|(run, _)| !log.knows(**run) && self.is_old(**run));
+        let (whole, half): (Vec<_>, Vec<_>) = orphans.partition(|(run, items)| is_whole(items) && !is_copy(run));
         let keep = whole.len() > WHOLE_ORPHANS_MAX && !self.request.yes;
         let kept = if keep { whole.len() } else { 0 };
         let runs = half.into_iter().chain(whole.into_iter().filter(|_| !keep));
         (runs.take(NAMES_MAX).map(|(run, _)| RunName(*run)).collect(), kept)
+    }
+
+    fn is_old(&self, run: RunId) -> bool {
+        run.unix_ms().saturating_add(self.request.sweep_grace.saturating_mul(1000)) <= self.unix_ms
+    }
+
+    /// Deletes what lies below `runs/` of runs that have ended, or began long ago: nothing depends on it.
+    fn tidy(&self, log: &JobLog) -> Result<()> {
+        let ended = self.notes.iter().filter(|(run, _)| log.knows(**run) || self.is_old(**run));
+        let keys: Vec<String> = ended.flat_map(|(_, items)| items.iter().map(|item| item.key.clone())).collect();
+        self.volume.store.delete_all(&keys)
     }
 
     /// Deletes the objects of every run that a record says is gone, those of dependents before those of their bases.

@@ -1,9 +1,11 @@
 //! One run book a verb: the steps in order, each named; nothing here prints.
 
 pub mod cat;
+pub mod copy;
 pub mod diff;
 pub mod expire;
 pub mod export;
+pub mod health;
 pub mod keep;
 pub mod lease;
 pub mod list;
@@ -13,4 +15,5 @@ pub mod recover;
 pub mod restore;
 pub mod run;
 pub mod snapshot;
+pub mod status;
 pub mod verify;

@@ -8,11 +8,11 @@
 mod hold;
 mod report;
 
-use std::path::Path;
+use std::{path::Path, sync::Arc};
 
 use hold::Hold;
 use report::Failed;
-pub use report::{Fault, Report};
+pub use report::{Fault, Report, weight};
 
 use super::snapshot::{self, Outcome, Ready, Request, Skipped, Unrecorded, prepare};
 use crate::{
@@ -21,7 +21,10 @@ use crate::{
         gate::{Gate, GateKind},
         step::Step,
     },
-    engine::cluster::gate::{Asking, Open, Verdict},
+    engine::{
+        beat::{self, Watch},
+        cluster::gate::{Asking, Open, Verdict},
+    },
     error::{Error, Kind, Result},
     model::ids::{Name, RunId},
     monitor::Monitor,
@@ -43,6 +46,8 @@ pub struct Job<'a> {
     pub max_hold: Option<std::time::Duration>,
     /// Where steps are noted.
     pub state_dir: &'a Path,
+    /// How a run says on the volume how far it is.
+    pub beat: beat::Settings,
 }
 
 /// What can be made only in the middle of a run.
@@ -161,7 +166,8 @@ impl Run<'_> {
         let (volume, local) = (self.work.open)()?;
         let mut request = (self.work.request)(open)?;
         request.values.extend(self.steps.values().clone());
-        let hold = Hold::new(self.job.max_hold, self.monitor);
+        let watch = Watch::new(self.monitor);
+        let hold = Hold::new(self.job.max_hold, &watch);
         let prepared = match prepare(&volume, local.as_ref(), &request, self.run_id, self.clock, &hold)? {
             Ready::Run(prepared) => prepared,
             Ready::Skip(skipped) => return Ok(Done::Skipped(skipped)),
@@ -169,7 +175,9 @@ impl Run<'_> {
         // Kept until the application is open again: no other run begins before.
         let lease = prepared.lease();
         self.steps.set("BK_LEVEL", prepared.level().to_string());
-        let taken = self.held(&hold, prepared, asking, open, report);
+        let beating = watch.start(self.who(&volume, &request, prepared.level())?, &self.job.beat);
+        let taken = self.held((&hold, &watch), prepared, asking, open, report);
+        drop(beating);
         let ended = taken.map(|outcome| Done::Taken(Box::new(outcome)));
         self.tell(&ended);
         report.faults(self.steps.leave(true));
@@ -180,18 +188,30 @@ impl Run<'_> {
     /// From the safe state of the application to the commit.
     fn held(
         &mut self,
-        hold: &Hold<'_>,
+        (hold, watch): (&Hold<'_>, &Watch<'_>),
         prepared: Box<snapshot::Prepared<'_>>,
         asking: &Asking<'_>,
         open: &Open,
         report: &mut Report,
     ) -> Result<Outcome, Failed> {
         let entered = hold.entering(&mut self.steps, |steps| steps.enter(false, hold));
-        entered.map_err(|e| hold.explain(e))?;
+        entered.map_err(|e| watch.explain(hold.explain(e)))?;
         let (unrecorded, early) = hold.storing(&mut self.steps, || prepared.store());
         report.faults(early);
-        let unrecorded = unrecorded.map_err(|e| hold.explain(e))?;
-        commit(asking, open, unrecorded)
+        let unrecorded = unrecorded.map_err(|e| watch.explain(hold.explain(e)))?;
+        commit(asking, open, unrecorded, watch)
+    }
+
+    /// The run as it shows itself on the volume.
+    fn who(&self, volume: &Volume, request: &Request, level: u8) -> Result<beat::Who> {
+        Ok(beat::Who {
+            store: Arc::clone(&volume.store),
+            job: request.job.clone(),
+            run_id: self.run_id,
+            node: request.node.clone(),
+            level,
+            started_at: self.clock.now()?,
+        })
     }
 
     /// Tells the steps that are left, and follow, what came of it.
@@ -223,17 +243,17 @@ impl Run<'_> {
 }
 
 /// Asks for the role again, then makes the record.
-fn commit(asking: &Asking<'_>, open: &Open, unrecorded: Unrecorded<'_>) -> Result<Outcome, Failed> {
-    let may =
-        asking.ask_again(open).map_err(Failed::from).and_then(|lost| match (lost, asking.monitor.interrupted()) {
-            (Some(why), _) => {
-                Err(Failed::named("lost-role", Error::new(Kind::Lost, format!("{why}: nothing is kept"))))
-            }
-            (None, Some(signal)) => Err(Error::new(Kind::Signal(signal), "interrupted").into()),
-            (None, None) => Ok(()),
-        });
+fn commit(asking: &Asking<'_>, open: &Open, unrecorded: Unrecorded<'_>, watch: &Watch<'_>) -> Result<Outcome, Failed> {
+    let may = asking.ask_again(open).map_err(Failed::from).and_then(|lost| match (lost, watch.interrupted()) {
+        (Some(why), _) => Err(Failed::named("lost-role", Error::new(Kind::Lost, format!("{why}: nothing is kept")))),
+        (None, Some(signal)) => Err(watch.explain(Error::new(Kind::Signal(signal), "interrupted")).into()),
+        (None, None) => Ok(()),
+    });
     match may {
-        Ok(()) => Ok(unrecorded.commit()?),
+        Ok(()) => {
+            watch.committing();
+            Ok(unrecorded.commit()?)
+        }
         Err(failed) => {
             unrecorded.abandon();
             Err(failed)

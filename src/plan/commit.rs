@@ -3,10 +3,7 @@
 //! The run chose its base by the log as it was at its start. A record since then that makes the choice wrong (another
 //! snapshot) or takes away what the run builds on (its base, its own objects) ends it; any other only moves its aim.
 
-use crate::{
-    format::record::{Record, Snapshot},
-    model::ids::RunId,
-};
+use crate::format::record::{Record, Snapshot};
 
 /// What follows from the records since the start of a run.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -30,21 +27,26 @@ pub fn judge(mine: &Snapshot, chain: &[u64], between: &[Record]) -> Verdict {
         return Verdict::Own(own.common().seq);
     }
     for record in between {
-        if let Some(why) = conflict(mine.run_id, chain, record) {
+        if let Some(why) = conflict(mine, chain, record) {
             return Verdict::Lost { by: record.common().seq, why };
         }
     }
     Verdict::Aim
 }
 
-fn conflict(run: RunId, chain: &[u64], record: &Record) -> Option<&'static str> {
+fn conflict(mine: &Snapshot, chain: &[u64], record: &Record) -> Option<&'static str> {
     match record {
-        Record::Snapshot(_) => Some("is another run's snapshot"),
+        Record::Snapshot(other) => match (&mine.copied_from, &other.copied_from) {
+            (None, _) => Some("is another run's snapshot"),
+            (Some(mine), Some(other)) if mine.is_same(other) => Some("is another copy of the same snapshot"),
+            // The base of a copy was not chosen by the end of the log: another snapshot takes nothing from it.
+            (Some(_), _) => None,
+        },
         Record::Expire(change) => {
             let names = change.what.snapshots.iter().any(|named| chain.contains(&named.seq));
             names.then_some("expired what this run builds on")
         }
-        Record::Sweep(change) => change.what.runs.iter().any(|name| name.0 == run).then_some("swept this run"),
+        Record::Sweep(change) => change.what.runs.iter().any(|name| name.0 == mine.run_id).then_some("swept this run"),
         Record::SetExpiry(_) | Record::Hold(_) | Record::Release(_) => None,
     }
 }
@@ -53,6 +55,11 @@ fn conflict(run: RunId, chain: &[u64], record: &Record) -> Option<&'static str> 
 mod tests {
     use super::*;
     use crate::format::change::{Expire, Hold, RunName, Sweep};
+    use crate::format::record::CopiedFrom;
+    use crate::model::{
+        digest::Digest,
+        ids::{Nonce, RunId},
+    };
     use crate::plan::log::tests::Made;
 
     #[test]
@@ -69,7 +76,6 @@ mod tests {
         };
         let record = |made: &mut Made, what: &str| {
             use crate::format::{change::Change, change::What, volume::FORMAT_VERSION};
-            use crate::model::ids::Nonce;
             fn of<W: What>(made: &Made, what: W) -> Record {
                 W::record(Change {
                     format_version: FORMAT_VERSION,
@@ -100,6 +106,28 @@ mod tests {
         }
         let theirs = Record::Snapshot(Box::new(state(&made, 3)));
         assert!(matches!(judge(&mine, &[1], std::slice::from_ref(&theirs)), Verdict::Lost { by: 3, .. }));
+        // To a copy another snapshot is nothing, unless it is the same one.
+        let copied = |name: &str| {
+            let mut copy = mine.clone();
+            copy.copied_from = Some(CopiedFrom {
+                volume: Nonce::try_from("0".repeat(32)).unwrap(),
+                job: copy.job.clone(),
+                seq: 9,
+                run_id: copy.run_id,
+                digest: Digest::of(name.as_bytes()),
+                chain: vec![7],
+            });
+            copy
+        };
+        let others = Record::Snapshot(Box::new(Snapshot { nonce: Nonce::new().unwrap(), ..copied("b") }));
+        for other in [&theirs, &others] {
+            assert_eq!(judge(&copied("a"), &[1], std::slice::from_ref(other)), Verdict::Aim);
+        }
+        assert!(matches!(judge(&copied("b"), &[1], std::slice::from_ref(&others)), Verdict::Lost { .. }));
+        for fatal in ["base", "mine"] {
+            let between = between(&mut made, &[fatal]);
+            assert!(matches!(judge(&copied("a"), &[1], &between), Verdict::Lost { by: 4, .. }), "{fatal}");
+        }
         // The own record counts wherever it lies, whatever came after it.
         let own = Record::Snapshot(Box::new(mine.clone()));
         assert_eq!(judge(&mine, &[1], &[own, theirs]), Verdict::Own(4));

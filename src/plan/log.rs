@@ -314,6 +314,7 @@ pub(super) mod tests {
                 totals: Totals::default(),
                 chunk_key: None,
                 incomplete: Vec::new(),
+                copied_from: None,
                 crypto: None,
                 sig: None,
             })))

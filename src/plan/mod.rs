@@ -3,6 +3,7 @@
 
 pub mod commit;
 pub mod expiry;
+pub mod health;
 pub mod interval;
 pub mod lease;
 pub mod level;

@@ -53,6 +53,8 @@ const ACTIONS: [(u64, Kind); 10] = [
     (2, Kind::ExpireKilled),
     (1, Kind::Define),
 ];
+/// After one action in so many, snapshots are copied to a second volume.
+const COPY_ONE_IN: u64 = 6;
 
 fn weighted<T: Copy>(all: &[(u64, T)], rng: &mut Rng) -> T {
     let mut at = rng.below(all.iter().map(|(weight, _)| weight).sum());
@@ -71,13 +73,17 @@ fn generator(seed: u64) -> Rng {
 
 /// The steps of a history.
 fn steps(seed: u64) -> Vec<Step> {
-    let mut rng = generator(seed);
+    // Copies are drawn apart: without them a history is what it was before there were any.
+    let (mut rng, mut copies) = (generator(seed), generator(seed ^ 1 << 40));
     let mut steps = Vec::new();
     for _ in 0..5 + rng.below(9) {
         for _ in 0..rng.below(5) {
             steps.push(Step { kind: Kind::Change(weighted(&CHANGES, &mut rng)), seed: rng.next() });
         }
         steps.push(Step { kind: weighted(&ACTIONS, &mut rng), seed: rng.next() });
+        if copies.below(COPY_ONE_IN) == 0 {
+            steps.push(Step { kind: Kind::Copy, seed: copies.next() });
+        }
     }
     steps
 }
@@ -172,7 +178,8 @@ fn random_histories_are_as_the_model_says() {
             || done.increments > 2 * count
                 && done.killed > 2 * done.killed_recorded
                 && done.expired > count / 5
-                && done.chain_max > 4,
+                && done.chain_max > 4
+                && done.copies > count,
         "{done:?}"
     );
 }

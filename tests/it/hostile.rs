@@ -200,6 +200,7 @@ impl Draft {
             totals: Totals::default(),
             chunk_key: None,
             incomplete: Vec::new(),
+            copied_from: None,
             crypto: None,
             sig: None,
         };

@@ -419,8 +419,9 @@ fn three_levels_on_moto_through_failures() {
     let dir = crate::support::temp_dir("s3-moto-levels");
     let mut world = World::before(dir, server);
     let mut came = 0;
-    // A spread over the requests of the run and over what happens.
-    for (n, fault) in ALL.iter().enumerate() {
+    // A spread over the requests of the run and over what happens. moto holds no body against its checksum: what it is sent
+    // damaged it keeps, wherever in the run that is.
+    for (n, fault) in ALL.iter().enumerate().filter(|(_, fault)| **fault != Fault::FlipSent) {
         let place = format!("{}-{n}", world.named().into_string().unwrap());
         let bk = |words: &str| world.bk(words).env("BK_VOLUME", &place);
         bk("volume create").arg(&place).run().ok();

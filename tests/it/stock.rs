@@ -434,7 +434,7 @@ fn decoder_of(codec: &str) -> &'static str {
 }
 
 /// The indented lines of a section, from the line that begins with `title` to the next that is neither indented nor empty.
-fn commands(text: &str, title: &str) -> String {
+pub fn commands(text: &str, title: &str) -> String {
     let from = text.lines().skip_while(|l| !l.starts_with(title)).skip(1);
     let lines = from.take_while(|l| l.is_empty() || l.starts_with("    "));
     lines.filter_map(|l| l.strip_prefix("    ")).filter(|l| l.contains(' ')).collect::<Vec<_>>().join("\n")

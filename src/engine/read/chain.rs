@@ -121,6 +121,9 @@ impl Chain {
         if runs.is_empty() || runs.len() > 10 || runs.windows(2).any(|pair| pair[0].seq() >= pair[1].seq()) {
             return Err(Error::integrity("not a chain of snapshots"));
         }
+        if runs.iter().enumerate().any(|(n, run)| run.names().is_some_and(|names| names.len() != n)) {
+            return Err(Error::integrity("not the chain the snapshot was copied with"));
+        }
         Ok(Self { runs })
     }
 
@@ -261,7 +264,8 @@ impl Chain {
         Ok(if known { Some((self.locate_stream(number)?, chunks)) } else { None })
     }
 
-    /// Places of snapshot `run` as runs of the chain: they may name it or what it is based on.
+    /// Places of snapshot `run` as runs of the chain: they may name it or what it is based on. A copy names that as it was
+    /// called where the snapshot was first taken.
     fn sources(&self, run: usize, places: &[crate::model::entry::Place]) -> Result<Vec<Source>> {
         let wrong = || Error::integrity(format!("a place of snapshot {} is not in its chain", self.run(run).shown()));
         places
@@ -269,7 +273,10 @@ impl Chain {
             .map(|place| {
                 let own = match place.seq {
                     0 => Some(run),
-                    seq => self.runs[..run].iter().position(|run| run.seq() == seq),
+                    seq => match self.run(run).names() {
+                        Some(names) => names.iter().position(|&name| name == seq),
+                        None => self.runs[..run].iter().position(|run| run.seq() == seq),
+                    },
                 };
                 let own = own.ok_or_else(wrong)?;
                 Ok(Source { run: own, stream: place.stream, offset: place.offset, len: place.len })

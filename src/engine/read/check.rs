@@ -478,7 +478,7 @@ fn has_len(found: Option<u64>, len: u64) -> Result<()> {
 }
 
 /// Whether a part's frames follow each other from its start to its trailer, and its content the part before.
-fn frames_tile(part: &Part, frames: &[Frame], plain: u64) -> Result<()> {
+pub fn frames_tile(part: &Part, frames: &[Frame], plain: u64) -> Result<()> {
     let (mut stored, mut content) = (0u64, plain);
     for frame in frames {
         if frame.stream != part.stream || frame.stored_offset != stored || frame.offset != content {

@@ -59,6 +59,8 @@ pub struct IndexReader {
     streams: Vec<Name>,
     stream_places: Vec<Option<PlaceRows>>,
     seq: u64,
+    /// Of a copy: the seqs by which it names the members of its chain before it.
+    names: Option<Vec<u64>>,
     entries: Vec<BlockInfo>,
     /// The blocks of the other sections, by their slot.
     sections: [Vec<BlockInfo>; SECTION_SLOTS],
@@ -150,6 +152,7 @@ impl IndexReader {
             streams: snapshot.streams.iter().map(|stream| stream.name.clone()).collect(),
             stream_places: snapshot.streams.iter().map(|stream| stream.places).collect(),
             seq: snapshot.seq,
+            names: snapshot.copied_from.as_ref().map(|from| from.chain.clone()),
             entries: Vec::new(),
             sections: Default::default(),
             cache: Arc::clone(cache),
@@ -186,6 +189,11 @@ impl IndexReader {
     /// The number of the snapshot's record.
     pub fn seq(&self) -> u64 {
         self.seq
+    }
+
+    /// Of a copy: the seqs by which it names the members of its chain before it, level 0 first.
+    pub fn names(&self) -> Option<&[u64]> {
+        self.names.as_deref()
     }
 
     /// `job/seq`

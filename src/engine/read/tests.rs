@@ -244,6 +244,7 @@ fn write(draft: &Draft, plain: Vec<u8>) -> Made {
         totals: Totals::default(),
         chunk_key: None,
         incomplete: Vec::new(),
+        copied_from: None,
         crypto: None,
         sig: None,
     };

@@ -31,6 +31,7 @@ impl Failed {
     pub(super) fn outcome(&self) -> &'static str {
         self.outcome.unwrap_or(match self.error.kind() {
             Kind::Signal(_) => "interrupted",
+            Kind::Aborted => "aborted",
             Kind::Gate => "gate-error",
             Kind::Step => "step-failed",
             Kind::Lost => "lost",
@@ -143,6 +144,12 @@ impl Report {
         self.faults.extend(errors.into_iter().map(|e| fault(&e)));
     }
 
+    /// What went wrong after the run: that changes nothing of what it came to.
+    pub fn after(&mut self, errors: impl IntoIterator<Item = Error>) {
+        self.faults(errors);
+        self.exit = self.exit();
+    }
+
     /// The outcome in one word.
     pub fn outcome(&self) -> &'static str {
         match &self.came {
@@ -208,9 +215,9 @@ fn fault(error: &Error) -> Fault {
 }
 
 /// What matters most: the user's own stop, then damage, space, media, the application, the commit, the gate.
-fn weight(kind: Kind) -> u8 {
+pub fn weight(kind: Kind) -> u8 {
     match kind {
-        Kind::Signal(_) => 10,
+        Kind::Signal(_) | Kind::Aborted => 10,
         Kind::Integrity => 9,
         Kind::NoSpace => 8,
         Kind::Volume => 7,

@@ -243,6 +243,7 @@ impl Run<'_> {
             },
             chunk_key: self.deltas.as_ref().map(|(key, _)| *key),
             incomplete: tree.incomplete.clone(),
+            copied_from: None,
             crypto: None,
             sig: None,
         })

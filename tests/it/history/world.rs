@@ -1,5 +1,7 @@
 //! A tree, a volume and a model side by side: steps are taken on all three, and compared.
 
+mod second;
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -21,6 +23,7 @@ use bk::source::command::CommandLine;
 use bk::source::select::{Globs, Selection};
 use bk::volume::{Volume, create_on, local::LocalStore, memory::MemoryStore};
 
+use self::second::Second;
 use super::change::{self, Change};
 use super::model::{Damage, Decided, Job, Picture, SKIPPED, Seen, Snap, difference};
 use super::store::{Life, Mortal};
@@ -48,6 +51,8 @@ pub enum Kind {
     Expire,
     /// An expiry that dies at a random point; then another.
     ExpireKilled,
+    /// Snapshots are copied to a second volume.
+    Copy,
     /// The job's definition becomes another.
     Define,
 }
@@ -111,6 +116,7 @@ pub struct World {
     /// The volume's directory, when it has one.
     local: Option<PathBuf>,
     life: Life,
+    second: Second,
     jobs: [Job; 2],
     /// Whether a job leaves out [`SKIPPED`].
     skip: [bool; 2],
@@ -140,6 +146,7 @@ pub struct Count {
     pub expired: u64,
     pub racy: u64,
     pub restored: u64,
+    pub copies: u64,
 }
 
 impl Count {
@@ -154,6 +161,7 @@ impl Count {
         self.expired += other.expired;
         self.racy += other.racy;
         self.restored += other.restored;
+        self.copies += other.copies;
     }
 }
 
@@ -201,6 +209,7 @@ impl World {
             volume,
             local: local.then_some(path),
             life,
+            second: Second::new(),
             jobs: [Job::default(), Job::default()],
             skip: [rng.below(3) == 0, rng.below(3) == 0],
             has_stream: [streams == 0, streams == 1],
@@ -247,6 +256,7 @@ impl World {
             Kind::SetExpiry | Kind::Hold | Kind::Release => self.keep(step.kind, job, &mut rng)?,
             Kind::Expire => self.expire(job, false, &mut rng)?,
             Kind::ExpireKilled => self.expire(job, true, &mut rng)?,
+            Kind::Copy => self.copy(job, &mut rng)?,
             Kind::Define => {
                 self.skip[job] = !self.skip[job];
                 return Ok(());
@@ -273,6 +283,7 @@ impl World {
         let mut rng = Rng::new(self.count.restored);
         for job in 0..JOBS.len() {
             self.lists(job)?;
+            self.copies(job, true)?;
             let live: Vec<u64> = self.jobs[job].live().map(|snap| snap.seq).collect();
             for (n, seq) in live.iter().enumerate() {
                 self.reads(job, *seq, &mut rng)?;
@@ -692,7 +703,7 @@ impl World {
         }
         let faults = verified.map_err(|e| format!("{about}: verify: {}", failed(e)))?.faults;
         same(&Vec::new(), &faults, &format!("{about}: verify --data"))?;
-        self.restores(job, &snap, &about)?;
+        self.restores(&self.volume.clone(), name(job, seq), &snap, &about)?;
         for _ in 0..3 {
             let paths: Vec<_> = snap.tree.contents.iter().collect();
             if paths.is_empty() {
@@ -712,11 +723,11 @@ impl World {
         Ok(())
     }
 
-    fn restores(&mut self, job: usize, snap: &Snap, about: &str) -> Held {
+    fn restores(&mut self, volume: &Volume, snapshot: SnapshotName, snap: &Snap, about: &str) -> Held {
         self.count.restored += 1;
         let out = self.dir.path().join("out");
         let options = restore::Options {
-            snapshot: name(job, snap.seq),
+            snapshot,
             target: out.join("src"),
             paths: Vec::new(),
             include: Vec::new(),
@@ -726,7 +737,7 @@ impl World {
             threads: 1 + (self.count.restored % 2) as usize,
         };
         fs::create_dir(&out).unwrap();
-        let outcome = restore::run(&self.volume, &options, &Silent).map_err(|e| format!("{about}: {}", failed(e)))?;
+        let outcome = restore::run(volume, &options, &Silent).map_err(|e| format!("{about}: {}", failed(e)))?;
         if outcome.is_incomplete() {
             return Err(format!("{about}: the restore is incomplete: {outcome:?}"));
         }

@@ -452,6 +452,7 @@ impl Doer {
             totals: Totals { parts: 1, stored_bytes: 1, ..Totals::default() },
             chunk_key: None,
             incomplete: Vec::new(),
+            copied_from: None,
             crypto: None,
             sig: None,
         };

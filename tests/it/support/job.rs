@@ -24,7 +24,7 @@ skip) exit 75 ;;
 ignore) trap '' TERM; while :; do sleep 0.05; done ;;
 fork) (trap '' TERM; sleep 20) & ;;
 flood) yes 'a flood of output' | head -c 30000000 ;;
-stop) touch "$dir/at"; while [ ! -e "$dir/go" ]; do sleep 0.05; done ;;
+stop) touch "$dir/at"; while [ -d "$dir" ] && [ ! -e "$dir/go" ]; do sleep 0.05; done ;;
 esac
 case $BK_PHASE in
 enter) touch "$dir/state/$BK_STEP" ;;

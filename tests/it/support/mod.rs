@@ -33,6 +33,7 @@ pub mod exit {
     pub const USAGE: i32 = 2;
     pub const INCOMPLETE: i32 = 3;
     pub const VOLUME: i32 = 4;
+    pub const GATE: i32 = 5;
     pub const LOST: i32 = 6;
     pub const INTEGRITY: i32 = 8;
     pub const NO_SPACE: i32 = 9;

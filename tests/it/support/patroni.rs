@@ -173,7 +173,7 @@ impl Cluster {
         let view = self.view().unwrap_or_default();
         let members = view["members"].as_array().cloned().unwrap_or_default();
         let wanted = members.iter().filter(|m| {
-            let is_state = m["state"] == state || (state == "streaming");
+            let is_state = m["state"] == state || state == "streaming" && m["state"] == "running";
             m["role"] == role && is_state
         });
         wanted.map(|m| m["name"].as_str().unwrap().to_owned()).collect()
@@ -209,6 +209,7 @@ impl Cluster {
         self.patronictl(&["switchover", SCOPE, "--master", &from, "--candidate", to, "--force"]);
         wait("the new leader", || self.leader().is_some_and(|node| node.name == to));
         let others = self.nodes.iter().filter(|node| node.child.is_some()).count() - 1;
+        wait("the old leader to answer", || self.nodes.iter().all(|node| node.child.is_none() || node.answers()));
         wait("the old leader to follow", || self.members("replica", "streaming").len() == others);
     }
 

@@ -1,0 +1,128 @@
+//! `bk check`, and the numbers of `bk snapshot --metrics`
+
+use std::{fmt::Write as _, path::Path};
+
+pub use crate::ops::health::Ran;
+
+use super::{Context, Ended};
+use crate::{
+    clock::System,
+    config::{typed::CheckArgs, volume::Target},
+    error::{Error, Result},
+    model::{ids::Name, show, time::Lifetime, units::parse_size},
+    ops::health::{self, Outcome},
+    plan::health::{Finding, Limit, Limits, Metric, Status},
+};
+
+pub fn run(context: &Context<'_>, args: &CheckArgs) -> Result<Ended> {
+    // What is typed wrongly is said in the way of every verb; all else in the way of a monitoring system.
+    let limits = limits(args)?;
+    let jobs = args.jobs.iter().map(|job| job.parse()).collect::<Result<Vec<Name>>>()?;
+    let volume = jobs.first().map_or_else(|| context.volume(), |job| context.volume_of(job));
+    let found = volume.and_then(|volume| health::run(&volume, &jobs, &limits, &System));
+    let outcome = match found {
+        Ok(outcome) => outcome,
+        Err(e) => {
+            let mut health = crate::plan::health::Health::default();
+            health.find(Status::Unknown, e.to_string());
+            Outcome { status: Status::Unknown, health }
+        }
+    };
+    if let Some(path) = &args.prometheus {
+        health::replace(path, &health::prometheus(Some(&outcome), None))?;
+    }
+    if context.out.is_json() {
+        context.out.object("result", &outcome)?;
+    } else {
+        context.out.line(&text(&outcome))?;
+    }
+    Ok(Ended::Health(outcome.status))
+}
+
+/// `BK OK - home/17 of level 1 is 3 h old | 'home_age_seconds'=10800s;93600;180000`, then what else there is to say.
+fn text(outcome: &Outcome) -> String {
+    let word = match outcome.status {
+        Status::Ok => "OK",
+        Status::Warning => "WARNING",
+        Status::Critical => "CRITICAL",
+        Status::Unknown => "UNKNOWN",
+    };
+    // The bar begins the numbers.
+    let plain = |finding: &Finding| show::name(finding.text.as_bytes()).replace('|', "/");
+    let mut findings: Vec<&Finding> = outcome.health.findings.iter().collect();
+    findings.sort_by_key(|finding| std::cmp::Reverse(finding.status));
+    let first = findings.first().map_or_else(String::new, |first| plain(first));
+    let mut text = format!("BK {word} - {first} |");
+    for metric in &outcome.health.metrics {
+        let _ = write!(text, " {}", performance(metric));
+    }
+    for finding in findings.iter().skip(1) {
+        let _ = write!(text, "\n{}", plain(finding));
+    }
+    text
+}
+
+/// `'home_age_seconds'=10800s;93600;180000`; where little is too little, limits are ranges that end in nothing.
+fn performance(metric: &Metric) -> String {
+    let job = metric.job.as_ref().map_or_else(String::new, |job| format!("{job}_"));
+    let level = metric.level.map_or_else(String::new, |level| format!("_{level}"));
+    let unit = match metric.name.rsplit('_').next() {
+        Some("seconds") => "s",
+        Some("bytes") => "B",
+        Some("percent") => "%",
+        _ => "",
+    };
+    let after = if metric.name == "volume_free_bytes" { ":" } else { "" };
+    let limit = |limit: Option<u64>| limit.map_or_else(String::new, |limit| format!("{limit}{after}"));
+    let Limit { warn, crit } = metric.limit;
+    let limits = match (warn, crit) {
+        (None, None) => String::new(),
+        (warn, None) => format!(";{}", limit(warn)),
+        (warn, crit) => format!(";{};{}", limit(warn), limit(crit)),
+    };
+    format!("'{job}{}{level}'={}{unit}{limits}", metric.name, metric.value)
+}
+
+fn limits(args: &CheckArgs) -> Result<Limits> {
+    let mut limits = Limits::default();
+    for (texts, is_crit) in [(&args.warn_age, false), (&args.crit_age, true)] {
+        for text in texts {
+            let (level, time) = match text.split_once('=') {
+                Some((level, time)) => (Some(level.trim()), time),
+                None => (None, text.as_str()),
+            };
+            let limit = match level.map(str::parse::<usize>) {
+                None => &mut limits.age,
+                Some(Ok(level @ 0..=9)) => &mut limits.level_age[level],
+                Some(_) => return Err(Error::usage(format!("`{text}` does not begin with a level from 0 to 9"))),
+            };
+            let seconds = Some(seconds(time)?);
+            *(if is_crit { &mut limit.crit } else { &mut limit.warn }) = seconds;
+        }
+    }
+    limits.drop = Limit { warn: Some(args.warn_drop), crit: args.crit_drop };
+    let size = |text: &Option<String>| text.as_ref().map(|text| parse_size(text)).transpose();
+    limits.free = Limit { warn: size(&args.warn_free)?, crit: size(&args.crit_free)? };
+    Ok(limits)
+}
+
+/// A span of weeks, days, hours, minutes.
+fn seconds(text: &str) -> Result<u64> {
+    match text.parse::<Lifetime>()? {
+        Lifetime::For { months: 0, seconds } => Ok(u64::try_from(seconds).unwrap_or(0)),
+        _ => Err(Error::usage(format!("`{text}` is no fixed time")).with_hint("write 26h, 8d or `1w 12h`")),
+    }
+}
+
+/// After a run: how the job is, and how the run ended. What goes wrong here is only warned of.
+pub fn after_run(context: &Context<'_>, path: &Path, target: &Target, ran: Result<Ran>) {
+    let written = ran.and_then(|ran| {
+        // A volume that cannot be reached is told by the exit code.
+        let outcome = super::open(target)
+            .and_then(|volume| health::run(&volume, std::slice::from_ref(&ran.job), &Limits::default(), &System));
+        health::replace(path, &health::prometheus(outcome.ok().as_ref(), Some(&ran)))
+    });
+    if let Err(e) = written {
+        context.out.warn(&format!("no metrics: {e}"));
+    }
+}

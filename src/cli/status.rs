@@ -1,0 +1,91 @@
+//! `bk status` and `bk abort`
+
+use std::time::Duration;
+
+use super::{Context, Ended, list::table, progress::show_time};
+use crate::{
+    clock::System,
+    config::typed::{AbortArgs, StatusArgs},
+    error::{Error, Kind, Result},
+    model::{ids::Name, show, units::show_size},
+    ops::status::{self, Row},
+};
+
+/// How often `--follow` looks.
+const FOLLOW_EVERY: Duration = Duration::from_secs(2);
+/// It looks for signals so often.
+const TICK: Duration = Duration::from_millis(100);
+
+pub fn run(context: &Context<'_>, args: &StatusArgs) -> Result<Ended> {
+    let job = args.job.as_ref().map(|job| job.parse::<Name>()).transpose()?;
+    let volume = job.as_ref().map_or_else(|| context.volume(), |job| context.volume_of(job))?;
+    loop {
+        let rows = status::run(&volume, job.as_ref(), &System)?;
+        show_rows(context, &rows)?;
+        if !args.follow || !rows.iter().any(|row| row.state != "stalled") {
+            break;
+        }
+        for _ in 0..FOLLOW_EVERY.as_millis() / TICK.as_millis() {
+            if let Some(signal) = context.signals.seen() {
+                return Err(Error::new(Kind::Signal(signal), "interrupted"));
+            }
+            std::thread::sleep(TICK);
+        }
+    }
+    Ok(Ended::Done)
+}
+
+fn show_rows(context: &Context<'_>, rows: &[Row]) -> Result<()> {
+    let out = context.out;
+    if out.is_json() {
+        for row in rows {
+            out.object("run", row)?;
+        }
+        return out.object("result", &serde_json::json!({ "runs": rows.len() }));
+    }
+    if rows.is_empty() {
+        out.say("no run goes on");
+        return Ok(());
+    }
+    let mut lines = vec![
+        ["JOB", "NODE", "LEVEL", "STATE", "PHASE", "DONE", "BYTES", "RATE", "SINCE", "COMMENT"].map(str::to_owned),
+    ];
+    for row in rows {
+        let said = &row.progress;
+        let took = said.written_at.as_second().saturating_sub(said.started_at.as_second());
+        lines.push([
+            said.job.to_string(),
+            show::name(said.node.as_bytes()),
+            said.level.to_string(),
+            match row.state {
+                "stalled" => format!("stalled for {}", show_time(row.silent_seconds)),
+                state => state.to_owned(),
+            },
+            show::name(said.phase.as_bytes()),
+            row.percent.map_or_else(|| "?".to_owned(), |percent| format!("{percent} %")),
+            show_size(said.bytes),
+            format!("{}/s", show_size(said.bytes_per_second)),
+            show_time(u64::try_from(took).unwrap_or(0)),
+            said.comment.as_ref().map_or_else(String::new, |text| show::name(text.as_bytes())),
+        ]);
+    }
+    table(&lines, &[2, 5, 6, 7, 8]).iter().try_for_each(|line| out.line(line))
+}
+
+pub fn abort(context: &Context<'_>, args: &AbortArgs) -> Result<Ended> {
+    let job: Name = args.job.parse()?;
+    let node = context.node(args.node.as_ref())?;
+    let asked = status::abort(&context.volume_itself_of(&job)?, &job, (&node, args.comment.as_deref()), &System)?;
+    if context.out.is_json() {
+        context.out.object("result", &serde_json::json!({ "asked": asked }))?;
+        return Ok(Ended::Done);
+    }
+    for one in &asked {
+        let node = show::name(one.node.as_bytes());
+        context.out.say(&match one.state {
+            "stalled" => format!("run {} on {node} was asked to stop, but it has said nothing for a while", one.run_id),
+            _ => format!("run {} on {node} was asked to stop", one.run_id),
+        });
+    }
+    Ok(Ended::Done)
+}
