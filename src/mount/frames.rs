@@ -39,16 +39,17 @@ impl Weighter<Key, Plain> for ByLen {
     }
 }
 
-/// Buffers of frames that left the cache, to be filled again: fresh ones of a few MiB each would leave gaps in the heap.
+/// Buffers of frames that left the cache, to be filled again: given back to the heap, those of a few MiB leave gaps in it that
+/// nothing fits into. They come in few sizes, and what the cache holds is counted by them.
 #[derive(Clone, Default)]
 struct Spare(Arc<Mutex<Vec<Vec<u8>>>>);
 
-/// Frames are seldom longer.
-const FRAME_LEN_USUAL: usize = 8 << 20;
-/// So many wait to be used again.
-const SPARE_MAX: usize = 4;
-/// Buffers are made in multiples of this many bytes, so that one fits where another was.
-const BUFFER_UNIT: usize = 1 << 20;
+/// So many bytes of them wait to be used again.
+const SPARE_LEN_MAX: usize = 16 << 20;
+/// Longer frames, which are rare, have buffers of their own.
+const SPARE_FRAME_MAX: usize = 8 << 20;
+/// What a buffer has more than a power of two: the decoder wants a byte.
+const MARGIN: usize = 4096;
 
 impl Spare {
     fn held(&self) -> MutexGuard<'_, Vec<Vec<u8>>> {
@@ -56,12 +57,9 @@ impl Spare {
     }
 
     fn take(&self, len: usize) -> Vec<u8> {
-        // The decoder wants a byte more.
-        let unit = if len >= BUFFER_UNIT { BUFFER_UNIT } else { 4096 };
-        let len = (len + 1).next_multiple_of(unit);
+        let len = len.next_power_of_two().max(MARGIN) + MARGIN;
         let mut held = self.held();
-        let fits = held.iter().position(|buffer| (len..=len + len / 4).contains(&buffer.capacity()));
-        match fits {
+        match held.iter().position(|buffer| buffer.capacity() == len) {
             Some(at) => held.swap_remove(at),
             None => Vec::with_capacity(len),
         }
@@ -72,11 +70,11 @@ impl Lifecycle<Key, Plain> for Spare {
     type RequestState = ();
 
     fn on_evict(&self, (): &mut (), _: Key, plain: Plain) {
-        if let Some(buffer) = Arc::into_inner(plain) {
-            let mut held = self.held();
-            if held.len() < SPARE_MAX {
-                held.push(buffer);
-            }
+        // A reader that is still at it keeps it, and lets it go.
+        let Some(buffer) = Arc::into_inner(plain) else { return };
+        let mut held = self.held();
+        if held.iter().map(Vec::capacity).sum::<usize>() + buffer.capacity() <= SPARE_LEN_MAX {
+            held.push(buffer);
         }
     }
 }
@@ -257,7 +255,7 @@ impl Shared {
     fn read(&self, reader: &mut FrameReader, stored: &Stored) -> Result<Plain> {
         // What a frame says of its length was not checked yet: no more than a usual one is made room for in advance.
         let mut plain = match stored.frame.len as usize {
-            len @ ..=FRAME_LEN_USUAL => self.spare.take(len),
+            len @ ..=SPARE_FRAME_MAX => self.spare.take(len),
             _ => Vec::new(),
         };
         reader.read(stored.opened.chain.run(stored.run), &stored.frame, &mut plain)?;

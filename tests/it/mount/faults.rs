@@ -129,7 +129,7 @@ fn hostile_volumes_harm_no_mount() {
         let volume = dir.path().join(format!("{n}/volume"));
         let at = dir.path().join(format!("{n}/mnt"));
         fs::create_dir(&at).unwrap();
-        let mount = Mount::by(Bk::new("mount --json --cache-size 16MiB --volume").arg(&volume).arg(&at), &at);
+        let mount = Mount::by(Bk::new("mount --json --cache-memory 16MiB --volume").arg(&volume).arg(&at), &at);
         walk(&at);
         peak = peak.max(mount.peak());
         let ran = mount.end();

@@ -86,7 +86,7 @@ fn sixteen_readers_do_not_hold_it_back() {
         return;
     }
     let world = world();
-    let mount = Mount::new(&world, "mnt", "--cache-size 16MiB tree/1");
+    let mount = Mount::new(&world, "mnt", "--cache-memory 16MiB tree/1");
     let (stop, done) = (AtomicBool::new(false), AtomicU64::new(0));
     let files = files_below(&world.src);
     let at = mount.at.clone();

@@ -73,7 +73,7 @@ fn random_reads_give_what_was_stored() {
     }
     fs::write(world.src.join("large/prose"), prose).unwrap();
     world.snapshot("tree", "--level 1 --frame-size 64KiB --part-size 1MiB").ok();
-    let mount = Mount::new(&world, "mnt", "--cache-size 16MiB tree/2");
+    let mount = Mount::new(&world, "mnt", "--cache-memory 16MiB tree/2");
     let names =
         ["large/prose", "large/noise", "sparse/middle", "sparse/many-holes", "sparse/all-hole", "plain/size-65536"];
     std::thread::scope(|scope| {
@@ -192,7 +192,7 @@ fn sixty_four_readers_stay_within_the_cache() {
         fs::write(world.src.join(format!("f{n}")), content).unwrap();
     }
     world.snapshot("tree", "--frame-size 1MiB").ok();
-    let mount = Mount::new(&world, "mnt", "--cache-size 32MiB tree/1");
+    let mount = Mount::new(&world, "mnt", "--cache-memory 32MiB tree/1");
     std::thread::scope(|scope| {
         for n in 0..64u64 {
             let (mount, world) = (&mount, &world);
@@ -233,7 +233,7 @@ fn memory_does_not_grow_with_the_tree() {
             fs::write(dir.join(format!("a-file-with-a-usual-name-{n}")), n.to_le_bytes()).unwrap();
         }
         world.snapshot("tree", "").ok();
-        let mount = Mount::new(&world, "mnt", "--cache-size 16MiB tree/1");
+        let mount = Mount::new(&world, "mnt", "--cache-memory 16MiB tree/1");
         shell_ok(r#"find "$1" -printf '%s %m\n' | wc -l"#, &[&mount.at]);
         shell_ok(r#"tar -C "$1" -cf - . | cat >/dev/null"#, &[&mount.at]);
         peaks.push(mount.peak());
