@@ -68,8 +68,8 @@ fn parse(line: &[u8]) -> Option<Entry> {
 /// What is mounted on exactly this path, the last one on top.
 pub fn mounted_at(path: &Path) -> Result<Option<Entry>> {
     let text = std::fs::read("/proc/self/mountinfo").map_err(|e| Error::io("cannot read /proc/self/mountinfo", e))?;
-    let all = text.split(|&b| b == b'\n').filter_map(parse);
-    Ok(all.filter(|entry| entry.path == path.as_os_str().as_bytes()).next_back())
+    let mut all = text.split(|&b| b == b'\n').filter_map(parse);
+    Ok(all.rfind(|entry| entry.path == path.as_os_str().as_bytes()))
 }
 
 /// The absolute path of a mount point, dead or alive: only the directory above it is looked at.

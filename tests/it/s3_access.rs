@@ -126,13 +126,15 @@ fn secrets_are_seen_by_no_one() {
             assert!(!found, "{} holds {secret}", file.display());
         }
     }
-    // A volume that needs no secrets takes none from a command.
+    // A command gets a secret that it is said to need, and only then.
     let local = world.path("local");
     Bk::new("volume create").arg(&local).run().ok();
-    let own = command(Bk::new("snapshot --volume").arg(&local)).env("AWS_SECRET_ACCESS_KEY", "of-the-command");
-    own.run().ok();
-    let seen = Bk::new("cat run/1 --stream run --volume").arg(&local).run().ok().text();
-    assert!(seen.contains("AWS_SECRET_ACCESS_KEY=of-the-command"), "{seen}");
+    for (seq, words, is_given) in [(1, "snapshot", false), (2, "snapshot --pass-env AWS_SECRET_ACCESS_KEY", true)] {
+        let bk = Bk::new(&format!("{words} --volume")).arg(&local).words("--job run -- env");
+        bk.env("AWS_SECRET_ACCESS_KEY", "of-the-command").run().ok();
+        let seen = Bk::new(&format!("cat run/{seq} --stream run --volume")).arg(&local).run().ok().text();
+        assert_eq!(seen.contains("AWS_SECRET_ACCESS_KEY=of-the-command"), is_given, "{seen}");
+    }
 }
 
 #[test]
