@@ -123,6 +123,7 @@ fn summary(context: &Context<'_>, outcome: &Outcome, seconds: f64) {
         text += &format!(", expires {at}");
     }
     context.out.say(&text);
+    context.out.detail(&format!("busy: {}", outcome.profile.line()));
     if totals.incomplete > 0 {
         context.out.fault(&format!("{} entries are incomplete:", totals.incomplete));
         for entry in outcome.incomplete.iter().take(20) {

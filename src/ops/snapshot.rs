@@ -19,7 +19,7 @@ use crate::{
     engine::{
         catalog,
         cluster::keeper::Keeper,
-        write::{pipeline, tree},
+        write::{pipeline, profile::Profile, tree},
     },
     error::{Error, Kind, Result},
     format::{
@@ -125,6 +125,8 @@ pub struct Outcome {
     pub incomplete: Vec<Incomplete>,
     /// Named streams.
     pub streams: Vec<Stream>,
+    /// Where the time of reading and storing went.
+    pub profile: Profile,
     /// What was asked of the store, where that costs money.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub requests: Option<Requests>,
@@ -239,16 +241,16 @@ impl<'a> Prepared<'a> {
     /// Stores everything but the record. What a failed run stored is removed again.
     pub fn store(self) -> Result<Unrecorded<'a>> {
         let Self { run, run_id, place } = self;
-        let stored = run.store().and_then(|(tree, streams, stored)| {
+        let stored = run.store().and_then(|(tree, streams, stored, profile)| {
             let mut snapshot = run.record(run_id, &place, &tree, streams, &stored)?;
             run.restore_txt(&mut snapshot, &stored.parts)?;
             if let Some(signal) = run.monitor.interrupted() {
                 return Err(Error::new(Kind::Signal(signal), "interrupted"));
             }
-            Ok((snapshot, tree))
+            Ok((snapshot, tree, profile))
         });
         match stored {
-            Ok((snapshot, tree)) => Ok(Unrecorded { run, place, snapshot, tree }),
+            Ok((snapshot, tree, profile)) => Ok(Unrecorded { run, place, snapshot, tree, profile }),
             Err(e) => {
                 run.remove_objects();
                 Err(run.lost_or(run.monitor.explain(e), run_id))
@@ -263,6 +265,7 @@ pub struct Unrecorded<'a> {
     place: Place,
     snapshot: Snapshot,
     tree: tree::Outcome,
+    profile: Profile,
 }
 
 impl Unrecorded<'_> {
@@ -273,7 +276,7 @@ impl Unrecorded<'_> {
 
     /// Creates the record: from then on the snapshot exists.
     pub fn commit(self) -> Result<Outcome> {
-        let Self { run, place, snapshot, tree } = self;
+        let Self { run, place, snapshot, tree, profile } = self;
         run.monitor.lease().check().inspect_err(|_| run.remove_objects())?;
         let snapshot = catalog::commit(run.volume, snapshot, place.decision.chain()).map_err(|failed| {
             // Only what is certainly not recorded, and never will be, may go.
@@ -295,6 +298,7 @@ impl Unrecorded<'_> {
             warnings: tree.warnings,
             incomplete: snapshot.incomplete,
             streams: snapshot.streams,
+            profile,
             requests: run.volume.store.requests(),
         })
     }

@@ -41,6 +41,7 @@ mod monitoring;
 mod mount;
 mod patroni;
 mod power;
+mod profile;
 mod racing;
 mod reference;
 mod roundtrip;

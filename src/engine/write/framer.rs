@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use crossbeam_channel::{Receiver, Sender, TryRecvError};
 
+use super::profile::{Spent, Stage, Watch};
 use crate::{
     error::{Error, Kind, Result},
     format::index::ChunkRun,
@@ -112,6 +113,7 @@ pub struct Framer<'a> {
     /// Whether small contents are hashed here, where they are warm. With many workers the reading thread sets the pace, and they hash.
     hash_small: bool,
     frame: Plain,
+    watch: Watch,
 }
 
 /// Contents up to this length are still in a core's own cache when they have just been read, bytes.
@@ -135,7 +137,7 @@ impl<'a> Framer<'a> {
     ) -> Result<Self> {
         let buf = pool.recv().map_err(|_| stopped())?;
         let frame = Plain { buf, ..Plain::empty(0, 0, 0, true, 0) };
-        Ok(Self { frame_len, out, pool, help, hash_small: false, frame })
+        Ok(Self { frame_len, out, pool, help, hash_small: false, frame, watch: Watch::new(Stage::Read) })
     }
 
     /// Hashes small contents in this thread.
@@ -143,6 +145,16 @@ impl<'a> Framer<'a> {
     pub fn hashing_small(mut self, yes: bool) -> Self {
         self.hash_small = yes;
         self
+    }
+
+    /// From now on the reading thread is at `stage`; gives what it was at. Reading, unless another is named.
+    pub fn turn(&mut self, stage: Stage) -> Stage {
+        self.watch.turn(stage)
+    }
+
+    /// What the reading thread has spent.
+    pub fn spent(&mut self) -> Spent {
+        self.watch.spent()
     }
 
     /// Begins stream `stream`; the one before must be ended.
@@ -212,9 +224,7 @@ impl<'a> Framer<'a> {
     pub fn slice(&mut self, len: usize, role: Role) {
         let start = self.frame.len - len;
         let role = match role {
-            Role::Whole if self.hash_small && len <= SMALL_LEN_MAX => {
-                Role::Hashed(Digest::of(&self.frame.buf[start..self.frame.len]))
-            }
+            Role::Whole if self.hash_small && len <= SMALL_LEN_MAX => Role::Hashed(self.digest(len)),
             role => role,
         };
         self.frame.slices.push(Slice { start, len, role });
@@ -233,8 +243,11 @@ impl<'a> Framer<'a> {
     }
 
     /// The digest of the last `len` bytes, which are in this frame.
-    pub fn digest(&self, len: usize) -> Digest {
-        Digest::of(&self.frame.buf[self.frame.len - len..self.frame.len])
+    pub fn digest(&mut self, len: usize) -> Digest {
+        let stage = self.watch.turn(Stage::Hash);
+        let digest = Digest::of(&self.frame.buf[self.frame.len - len..self.frame.len]);
+        self.watch.turn(stage);
+        digest
     }
 
     /// The last `len` bytes, which are in this frame.
@@ -271,7 +284,9 @@ impl<'a> Framer<'a> {
     fn send(&mut self, offset: u64, starts_member: bool, runs_on: u64) -> Result<()> {
         let next = Plain::empty(self.frame.number + 1, self.frame.stream, offset, starts_member, runs_on);
         self.out.send(std::mem::replace(&mut self.frame, next)).map_err(|_| stopped())?;
+        let stage = self.watch.turn(Stage::Wait);
         self.frame.buf = self.buffer()?;
+        self.watch.turn(stage);
         Ok(())
     }
 
@@ -283,9 +298,10 @@ impl<'a> Framer<'a> {
                 Err(TryRecvError::Disconnected) => return Err(stopped()),
                 Err(TryRecvError::Empty) => {}
             }
-            if !(self.help)()?
-                && let Ok(buf) = self.pool.recv_timeout(WAIT)
-            {
+            self.watch.turn(Stage::Away);
+            let helped = (self.help)()?;
+            self.watch.turn(Stage::Wait);
+            if !helped && let Ok(buf) = self.pool.recv_timeout(WAIT) {
                 return Ok(buf);
             }
         }

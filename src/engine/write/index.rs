@@ -154,15 +154,20 @@ impl IndexWriter {
         if self.parts.len() == ROW_COUNT_MAX { self.flush_parts() } else { Ok(()) }
     }
 
-    /// Writes what is left, the directory and the footer, and makes the object durable.
-    pub fn finish(mut self) -> Result<IndexRef> {
+    /// Writes all rows that are left.
+    pub fn flush(&mut self) -> Result<()> {
         self.flush_entries()?;
         self.flush_extents()?;
         self.flush_frames()?;
         self.flush_parts()?;
         self.flush_places()?;
         self.flush_chunks()?;
-        self.flush_inodes()?;
+        self.flush_inodes()
+    }
+
+    /// Writes what is left, the directory and the footer, and makes the object durable.
+    pub fn finish(mut self) -> Result<IndexRef> {
+        self.flush()?;
         let tail = encode_tail(&self.directory)?;
         self.out.write(&tail.bytes)?;
         self.out.finish()?;

@@ -2,6 +2,7 @@
 //!
 //! One thread reads and lays out frames ([`framer`], fed by [`tree`] and [`stream`]), workers hash and compress them,
 //! one thread stores them in order ([`pipeline`], [`part`], [`index`]). Queues are bounded by a fixed number of buffers.
+//! [`profile`] tells where their time went.
 //! [`chunk`] cuts contents where they are equal to what was stored before, and names the pieces.
 
 pub mod chunk;
@@ -12,6 +13,7 @@ pub mod index;
 pub mod links;
 pub mod part;
 pub mod pipeline;
+pub mod profile;
 pub mod sorted;
 pub mod stream;
 pub mod tree;

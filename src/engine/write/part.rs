@@ -2,7 +2,11 @@
 
 use std::{collections::VecDeque, sync::Arc};
 
-use super::{framer::StreamEnd, index::IndexWriter};
+use super::{
+    framer::StreamEnd,
+    index::IndexWriter,
+    profile::{Spent, Stage, Watch},
+};
 use crate::{
     error::{Error, Result},
     format::{
@@ -106,6 +110,7 @@ pub struct PartWriter {
     stored: Stored,
     /// The pieces so far of a content that runs over frames: offset, length, joined.
     pieces: Option<(u64, u64, Joiner)>,
+    watch: Watch,
 }
 
 impl PartWriter {
@@ -113,15 +118,26 @@ impl PartWriter {
     pub fn new(target: Target, index: IndexWriter) -> Self {
         let empty = IndexRef { name: String::new(), len: 0, tail_digest: Digest([0; 32]) };
         let stored = Stored { index: empty, stored_bytes: 0, parts: Vec::new(), streams: Vec::new() };
-        Self { target, index, open: None, pending: VecDeque::new(), number: 0, stored, pieces: None }
+        Self {
+            target,
+            index,
+            open: None,
+            pending: VecDeque::new(),
+            number: 0,
+            stored,
+            pieces: None,
+            watch: Watch::new(Stage::Wait),
+        }
     }
 
     /// Stores the next frame; gives its buffer back.
     pub fn frame(&mut self, sealed: Sealed) -> Result<Vec<u8>> {
+        self.watch.turn(Stage::Write);
         // A frame can be empty: entries after the last byte of a stream.
         if sealed.len > 0 {
             self.store(&sealed)?;
         }
+        self.watch.turn(Stage::Index);
         for content in sealed.contents {
             self.content(sealed.stream, content)?;
         }
@@ -137,18 +153,24 @@ impl PartWriter {
             self.stored.streams.push((digest, len, Some(places)));
         }
         if sealed.ends_stream {
+            self.watch.turn(Stage::Write);
             self.close()?;
             self.number = 0;
         }
+        self.watch.turn(Stage::Wait);
         Ok(sealed.stored)
     }
 
     /// Ends the last part, waits until all are durable, and ends the index.
-    pub fn finish(mut self) -> Result<Stored> {
+    pub fn finish(mut self) -> Result<(Stored, Spent)> {
+        self.watch.turn(Stage::Write);
         self.close()?;
         self.wait(0)?;
+        self.watch.turn(Stage::Index);
+        self.index.flush()?;
+        self.watch.turn(Stage::Write);
         self.stored.index = self.index.finish()?;
-        Ok(self.stored)
+        Ok((self.stored, self.watch.spent()))
     }
 
     fn store(&mut self, sealed: &Sealed) -> Result<()> {

@@ -10,6 +10,7 @@ use std::{
         atomic::{AtomicBool, Ordering},
     },
     thread,
+    time::Instant,
 };
 
 use crossbeam_channel::{Receiver, Sender, bounded};
@@ -17,6 +18,7 @@ use crossbeam_channel::{Receiver, Sender, bounded};
 use super::{
     framer::{self, Framer, Plain, Role},
     part::{Content, PartWriter, Sealed, Stored},
+    profile::{Profile, Spent, Stage, Watch, thread_cpu_ns},
 };
 use crate::{
     error::{Error, Kind, Result},
@@ -46,7 +48,7 @@ pub struct Settings {
     pub verify_all: bool,
 }
 
-/// Runs `fill`, which puts everything into the framer, and stores what it put through `writer`.
+/// Runs `fill`, which puts everything into the framer, and stores what it put through `writer`; tells where the time went.
 ///
 /// The calling thread counts as one of the workers: when no buffer is free to fill, it compresses a frame itself. So there
 /// are as many busy threads as processors, and none is put aside in the middle of a frame.
@@ -54,7 +56,9 @@ pub fn run<T>(
     settings: Settings,
     writer: PartWriter,
     fill: impl FnOnce(&mut Framer<'_>) -> Result<T>,
-) -> Result<(T, Stored)> {
+) -> Result<(T, Stored, Profile)> {
+    let (started_at, cpu_before) = (Instant::now(), thread_cpu_ns());
+    let ledger = Ledger::default();
     let buffers = settings.threads + 2;
     let (plain_free, plain_pool) = bounded(buffers);
     let (stored_free, stored_pool) = bounded(buffers);
@@ -71,12 +75,20 @@ pub fn run<T>(
     let others = (1..settings.threads).map(|_| worker()).collect::<Result<Vec<_>>>()?;
     drop((plain_in, stored_pool, plain_free, sealed_out));
     let (filled, stored) = thread::scope(|scope| {
-        let failure = &failure;
+        let (failure, ledger) = (&failure, &ledger);
         for mut worker in others {
-            scope.spawn(move || failure.keep(worker.run()));
+            scope.spawn(move || {
+                failure.keep(worker.run());
+                ledger.note(worker.watch.spent(), thread_cpu_ns());
+            });
         }
         let storing = scope.spawn(move || {
-            let stored = store(writer, &sealed_in, &stored_free);
+            let stored = store(writer, &sealed_in, &stored_free).map(|stored| {
+                stored.map(|(stored, spent)| {
+                    ledger.note(spent, thread_cpu_ns());
+                    stored
+                })
+            });
             stored.map_err(|e| failure.keep::<()>(Err(e)))
         });
         let mut help = || {
@@ -84,16 +96,27 @@ pub fn run<T>(
         };
         let framer = Framer::new(settings.frame_len, plain_out, plain_pool, &mut help);
         let few = settings.threads <= HASHING_READER_THREADS_MAX;
-        let filled = framer.and_then(|framer| fill(&mut framer.hashing_small(few)));
+        let filled = framer.and_then(|framer| {
+            let mut framer = framer.hashing_small(few);
+            let filled = fill(&mut framer);
+            ledger.note(framer.spent(), 0);
+            filled
+        });
         if filled.is_ok() {
             failure.keep(own.run());
         }
+        let mut watch = std::mem::replace(&mut own.watch, Watch::new(Stage::Away));
         drop(own);
-        (filled, storing.join())
+        // Till the last part is durable.
+        watch.turn(Stage::Wait);
+        let stored = storing.join();
+        ledger.note(watch.spent(), thread_cpu_ns().saturating_sub(cpu_before));
+        (filled, stored)
     });
+    let profile = ledger.profile(started_at.elapsed().as_secs_f64(), settings.threads);
     match (failure.into_first(), filled, stored) {
         (Some(error), _, _) | (None, Err(error), _) => Err(error),
-        (None, Ok(filled), Ok(Ok(Some(stored)))) => Ok((filled, stored)),
+        (None, Ok(filled), Ok(Ok(Some(stored)))) => Ok((filled, stored, profile)),
         (None, Ok(_), _) => Err(Error::new(Kind::Other, "a thread of the pipeline ended early")),
     }
 }
@@ -124,6 +147,23 @@ impl Failure {
     }
 }
 
+/// What all threads have spent.
+#[derive(Default)]
+struct Ledger(Mutex<(Spent, u64)>);
+
+impl Ledger {
+    fn note(&self, spent: Spent, cpu_ns: u64) {
+        let mut sum = self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        sum.0.add(spent);
+        sum.1 += cpu_ns;
+    }
+
+    fn profile(self, seconds: f64, threads: usize) -> Profile {
+        let (spent, cpu_ns) = self.0.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
+        Profile::new(&spent, cpu_ns, seconds, threads)
+    }
+}
+
 /// Hashes and compresses frames.
 struct Worker {
     settings: Settings,
@@ -136,6 +176,7 @@ struct Worker {
     pool: Receiver<Vec<u8>>,
     free: Sender<Vec<u8>>,
     out: Sender<(u64, Sealed)>,
+    watch: Watch,
 }
 
 impl Worker {
@@ -156,11 +197,13 @@ impl Worker {
             pool: pool.clone(),
             free: free.clone(),
             out: out.clone(),
+            watch: Watch::new(Stage::Away),
         })
     }
 
     /// Works until all frames are done, or another thread stopped: it tells why.
     fn run(&mut self) -> Result<()> {
+        self.watch.turn(Stage::Wait);
         while let Some(stored) = self.spare.take().or_else(|| self.pool.recv().ok()) {
             let Ok(frame) = self.frames.recv() else { break };
             if !self.seal(frame, stored)? {
@@ -175,7 +218,12 @@ impl Worker {
     fn step(&mut self) -> Result<bool> {
         let Some(stored) = self.spare.take().or_else(|| self.pool.try_recv().ok()) else { return Ok(false) };
         match self.frames.try_recv() {
-            Ok(frame) => self.seal(frame, stored),
+            Ok(frame) => {
+                self.watch.turn(Stage::Wait);
+                let sealed = self.seal(frame, stored);
+                self.watch.turn(Stage::Away);
+                sealed
+            }
             Err(_) => {
                 self.spare = Some(stored);
                 Ok(false)
@@ -185,6 +233,7 @@ impl Worker {
 
     fn seal(&mut self, frame: Plain, mut stored: Vec<u8>) -> Result<bool> {
         let Self { settings, again, .. } = self;
+        self.watch.turn(Stage::Hash);
         let plain = &frame.buf[..frame.len];
         let contents = frame.slices.iter().map(|slice| {
             let bytes = &plain[slice.start..slice.start + slice.len];
@@ -196,6 +245,7 @@ impl Worker {
             }
         });
         let contents = contents.collect();
+        self.watch.turn(Stage::Compress);
         stored.clear();
         if frame.len > 0 {
             self.encoder.encode(plain, &mut stored)?;
@@ -207,7 +257,9 @@ impl Worker {
                 }
             }
         }
+        self.watch.turn(Stage::Seal);
         let digest = Digest::of(&stored);
+        self.watch.turn(Stage::Wait);
         let len = u32::try_from(frame.len).map_err(|_| Error::integrity("a frame is too long"))?;
         let Plain {
             number, stream, offset, buf, starts_member, runs_on, rows, chunks, ends_stream, stream_end, ..
@@ -232,7 +284,11 @@ impl Worker {
 }
 
 /// Stores frames in their order. `None` when the others ended before their end was reached.
-fn store(mut writer: PartWriter, frames: &Receiver<(u64, Sealed)>, free: &Sender<Vec<u8>>) -> Result<Option<Stored>> {
+fn store(
+    mut writer: PartWriter,
+    frames: &Receiver<(u64, Sealed)>,
+    free: &Sender<Vec<u8>>,
+) -> Result<Option<(Stored, Spent)>> {
     let mut early = BTreeMap::new();
     let mut next = 0;
     while let Ok((number, sealed)) = frames.recv() {

@@ -5,6 +5,7 @@ use std::io::Read;
 use super::{
     delta::{Delta, Noted, Old, Settings},
     framer::{Framer, Role, StreamEnd},
+    profile::Stage,
 };
 use crate::{
     error::{Error, Kind, Result},
@@ -43,7 +44,9 @@ impl<'a> Stream<'a> {
             total += filled as u64;
             monitor.advance(0, filled as u64, name.as_bytes());
             if let Some(chunks) = &mut chunks {
+                framer.turn(Stage::Hash);
                 chunks.feed(framer.last(filled));
+                framer.turn(Stage::Read);
             }
             let offset = total - filled as u64;
             let full = filled == framer.frame_len();
@@ -89,7 +92,9 @@ impl<'a> Stream<'a> {
             };
             total += len as u64;
             self.monitor.advance(0, len as u64, self.name.as_bytes());
+            framer.turn(Stage::Hash);
             delta.push(&buf[..len], &mut |lines, data| self.segment(framer, total, lines, data))?;
+            framer.turn(Stage::Read);
             framer.chunks(self.run(delta.take_chunks()));
         }
         if total == 0 {

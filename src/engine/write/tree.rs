@@ -21,6 +21,7 @@ use super::{
     framer::Framer,
     increment::{Base, Increment, Plan, is_visibly_same},
     links::{First, Links},
+    profile::Stage,
 };
 use crate::{
     engine::read::index::Row,
@@ -472,8 +473,10 @@ impl Tree<'_, '_> {
 
     /// A member; a directory's may list all names in it.
     fn member_with(&mut self, entry: &Entry, dumpdir: Option<&[u8]>) -> Result<write::Left> {
+        let stage = self.framer.turn(Stage::Tar);
         self.header.clear();
         let left = write::header_with(entry, dumpdir, &mut self.header);
+        self.framer.turn(stage);
         self.framer.reserve(self.header.len().min(self.framer.frame_len()))?;
         let header = std::mem::take(&mut self.header);
         self.framer.put(&header)?;

@@ -16,6 +16,7 @@ use crate::{
             index::IndexWriter,
             part::{PartWriter, Stored, Target},
             pipeline,
+            profile::Profile,
             sorted::Sorted,
             stream, tree,
         },
@@ -65,7 +66,7 @@ impl Run<'_> {
         self.deltas.as_ref().map(|(_, settings)| settings)
     }
 
-    pub(super) fn store(&self) -> Result<(tree::Outcome, Vec<Named>, Stored)> {
+    pub(super) fn store(&self) -> Result<(tree::Outcome, Vec<Named>, Stored, Profile)> {
         let store = &self.volume.store;
         let mut index = IndexWriter::new(store.create(&format!("{}{INDEX_NAME}", self.dir))?);
         if self.request.level.is_some() {
@@ -79,8 +80,9 @@ impl Run<'_> {
             part_len: self.request.part_len,
         };
         let writer = PartWriter::new(target, index);
-        let ((tree, streams), stored) = pipeline::run(self.request.pipeline, writer, |framer| self.fill(framer))?;
-        Ok((tree, streams, stored))
+        let ((tree, streams), stored, profile) =
+            pipeline::run(self.request.pipeline, writer, |framer| self.fill(framer))?;
+        Ok((tree, streams, stored, profile))
     }
 
     fn fill(&self, framer: &mut Framer<'_>) -> Result<(tree::Outcome, Vec<Named>)> {

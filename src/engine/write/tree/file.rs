@@ -14,6 +14,7 @@ use crate::{
         framer::Role,
         increment::{Previous, is_visibly_same},
         links::First,
+        profile::Stage,
     },
     error::{Error, Result},
     format::{
@@ -77,8 +78,10 @@ impl Tree<'_, '_> {
             if let Some(known) = previous.take_if(|previous| self.is_known(&entry, previous)) {
                 return self.keep(entry, &stat, &known).map(|()| None);
             }
+            self.framer.turn(Stage::Tar);
             self.header.clear();
             let left = write::header(&entry, &mut self.header);
+            self.framer.turn(Stage::Read);
             let content_len = tar::padded(entry.stored_len);
             let whole = self.header.len() as u64 + content_len <= self.framer.frame_len() as u64;
             if whole {
@@ -204,8 +207,10 @@ impl Tree<'_, '_> {
             while at < run.end() {
                 let want = buf.len().min(usize::try_from(run.end() - at).unwrap_or(usize::MAX));
                 short |= read_all(fd, at, &mut buf[..want], &mut damaged);
+                self.framer.turn(Stage::Hash);
                 delta
                     .push(&buf[..want], &mut |lines, data| self.delta_text(&entry, &previous.row.entry, lines, data))?;
+                self.framer.turn(Stage::Read);
                 self.framer.chunks(ChunkRun { stream: 0, path: entry.path.clone(), chunks: delta.take_chunks() });
                 at += want as u64;
                 self.tell_bytes(want as u64, &entry.path);
@@ -339,7 +344,9 @@ impl Tree<'_, '_> {
                 short |= read_all(fd, at, &mut room[..want], &mut damaged);
                 self.framer.advance(want);
                 if let Some(chunker) = &mut chunker {
+                    self.framer.turn(Stage::Hash);
                     chunker.feed(self.framer.last(want));
+                    self.framer.turn(Stage::Read);
                 }
                 in_frame += want;
                 at += want as u64;
