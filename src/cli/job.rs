@@ -370,6 +370,18 @@ impl Configured<'_> {
         })
     }
 
+    /// Its trees: base directory, paths and what is left out.
+    pub fn trees(&self) -> Result<(Option<PathBuf>, Vec<PathBuf>, Selection)> {
+        let sources = self.sources()?;
+        let selection = Selection {
+            exclude: Globs::new(&sources.patterns)?,
+            exclude_caches: sources.exclude_caches,
+            exclude_if_present: sources.exclude_if_present,
+            one_file_system: sources.is_one_file_system,
+        };
+        Ok((sources.base, sources.paths, selection))
+    }
+
     fn guards(&self) -> Guards {
         let text = &self.job.text;
         let sanity = |(name, stream): &(Name, crate::config::job::Stream)| {

@@ -21,6 +21,7 @@ mod shell;
 mod signals;
 mod snapshot;
 mod status;
+mod tune;
 mod volume;
 
 use std::{cell::OnceCell, path::Path, process::ExitCode};
@@ -103,6 +104,7 @@ fn run(cli: &Cli, out: &Output, signals: &signals::Signals) -> Result<Ended> {
         Command::Status(args) => status::run(&context, args),
         Command::Abort(args) => status::abort(&context, args),
         Command::Check(args) => health::run(&context, args),
+        Command::Tune(args) => tune::run(&context, args),
         Command::Copy(args) => copy::run(&context, args),
         Command::Lease(command) => lease::run(&context, command),
         Command::Config(command) => config::run(&context, command),

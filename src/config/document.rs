@@ -22,6 +22,11 @@ impl Document {
         Self { path: path.to_owned(), text }
     }
 
+    /// Its text.
+    pub fn text(&self) -> &str {
+        &self.text
+    }
+
     /// What it says.
     pub fn read<T: DeserializeOwned>(&self) -> Result<T> {
         toml::from_str(&self.text).map_err(|e| self.error(&e))

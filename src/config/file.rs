@@ -101,6 +101,11 @@ impl Config {
         self.documents.iter().map(|document| &*document.path)
     }
 
+    /// The file in which a key stands.
+    pub fn document(&self, keys: &[&str]) -> Option<&Document> {
+        self.documents.iter().find(|document| document.has(keys))
+    }
+
     /// `FILE:LINE` of a key.
     pub fn place(&self, keys: &[&str]) -> String {
         let has = |depth: usize| self.documents.iter().find(|document| document.has(&keys[..depth]));

@@ -2,6 +2,7 @@
 //! [`volume`]). Steps, gates and runbooks have both in one file.
 
 mod document;
+pub mod edit;
 pub mod file;
 pub mod gate;
 pub mod job;

@@ -16,4 +16,5 @@ pub mod restore;
 pub mod run;
 pub mod snapshot;
 pub mod status;
+pub mod tune;
 pub mod verify;

@@ -11,11 +11,11 @@ pub const CACHEDIR_SIGNATURE: &[u8] = b"Signature: 8a477f597d28d172789f06886806b
 
 /// Globs as in a `.gitignore`: without a slash a pattern matches any name; with one at its start, from the root of the
 /// snapshot; with one inside, at any depth. A slash at the end matches only directories. `**` passes slashes, `*` does not.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Globs {
     all: GlobSet,
     dirs: GlobSet,
-    is_empty: bool,
+    has_any: bool,
 }
 
 impl Globs {
@@ -40,17 +40,17 @@ impl Globs {
             if only_dirs { &mut dirs } else { &mut all }.add(glob);
         }
         let build = |set: GlobSetBuilder| set.build().map_err(|e| Error::usage(format!("too many patterns: {e}")));
-        Ok(Self { all: build(all)?, dirs: build(dirs)?, is_empty: patterns.is_empty() })
+        Ok(Self { all: build(all)?, dirs: build(dirs)?, has_any: !patterns.is_empty() })
     }
 
     /// Whether there is no pattern.
     pub fn is_empty(&self) -> bool {
-        self.is_empty
+        !self.has_any
     }
 
     /// Whether a pattern matches `path` itself (relative to the root of the snapshot).
     pub fn matches(&self, path: &[u8], is_dir: bool) -> bool {
-        if self.is_empty {
+        if !self.has_any {
             return false;
         }
         let path = OsStr::from_bytes(path);
@@ -59,7 +59,7 @@ impl Globs {
 
     /// Whether a pattern matches `path` or a directory above it.
     pub fn matches_within(&self, path: &[u8], is_dir: bool) -> bool {
-        if self.is_empty {
+        if !self.has_any {
             return false;
         }
         let above = path.iter().enumerate().filter(|(_, b)| **b == b'/').map(|(at, _)| &path[..at]);
@@ -74,7 +74,7 @@ pub fn parse_exclude_file(text: &str) -> Vec<String> {
 }
 
 /// What a walk leaves out.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Selection {
     /// Entries that are left out, with all below them.
     pub exclude: Globs,

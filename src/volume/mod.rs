@@ -3,6 +3,7 @@
 //! Objects are created whole and once, never changed. A create that returns has made the object durable.
 
 mod copies;
+pub mod discard;
 mod limit;
 pub mod local;
 pub mod memory;

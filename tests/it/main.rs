@@ -54,4 +54,5 @@ mod space;
 mod stock;
 mod streams;
 mod support;
+mod tune;
 mod view;

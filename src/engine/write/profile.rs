@@ -53,7 +53,7 @@ impl Stage {
     }
 
     /// As what holds a run up.
-    fn as_bottleneck(self) -> &'static str {
+    pub fn as_bottleneck(self) -> &'static str {
         match self {
             Self::Read => "reading the source",
             Self::Tar => "tar headers",

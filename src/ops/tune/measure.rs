@@ -1,0 +1,210 @@
+//! Measures: the sample through the real pipeline to nowhere, and bytes to the volume.
+
+use std::{
+    collections::VecDeque,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use super::sample::{Sample, go_on};
+use crate::{
+    clock::Clock,
+    engine::write::{
+        delta,
+        index::IndexWriter,
+        part::{PartWriter, Target},
+        pipeline::{self, Settings},
+        profile::{Profile, Stage},
+        sorted::Sorted,
+        stream::Stream,
+        tree,
+    },
+    error::{Error, Kind, Result},
+    format::layout::INDEX_NAME,
+    model::ids::{Name, RunId},
+    monitor::Monitor,
+    source::{select::Selection, walk::Walk},
+    volume::{Pending, Store, discard::Discard},
+};
+
+/// What one way to store a sample came to.
+#[derive(Clone, Debug)]
+pub struct Trial {
+    /// Threads, codec, frames.
+    pub settings: Settings,
+    /// Steps of the sample that were stored.
+    pub count: usize,
+    /// Bytes of the plain stream they stand for.
+    pub plain_bytes: u64,
+    /// Content in them.
+    pub content_bytes: u64,
+    /// Parts and index.
+    pub stored_bytes: u64,
+    /// Where the time went.
+    pub profile: Profile,
+}
+
+impl Trial {
+    /// Seconds of all threads a plain byte costs, without what waits for the volume.
+    #[expect(clippy::cast_precision_loss, reason = "a speed")]
+    pub fn work_a_byte(&self) -> f64 {
+        let work = [Stage::Read, Stage::Tar, Stage::Hash, Stage::Compress, Stage::Seal, Stage::Index];
+        work.iter().map(|stage| self.profile.seconds_of(*stage)).sum::<f64>() / self.plain_bytes.max(1) as f64
+    }
+}
+
+/// Warnings of a trial say nothing new; what matters of the monitor is whether to stop.
+struct Quiet<'a>(&'a dyn Monitor, Instant);
+
+/// Not a signal's number: time is up.
+const LATE: i32 = 0;
+
+/// Whether a trial was given up because its time was up.
+pub fn is_late(error: &Error) -> bool {
+    error.kind() == Kind::Signal(LATE)
+}
+
+impl Monitor for Quiet<'_> {
+    fn warn(&self, _: &str) {}
+    fn advance(&self, _: u64, _: u64, _: &[u8]) {}
+    fn expect(&self, _: u64, _: u64) {}
+    fn interrupted(&self) -> Option<i32> {
+        self.0.interrupted().or_else(|| (Instant::now() >= self.1).then_some(LATE))
+    }
+}
+
+/// A part of a run to nowhere, bytes: none is ever full.
+const PART_LEN: u64 = 64 << 20;
+
+/// Stores the first `count` steps of `sample` as a snapshot at level 0 would, to `store`, below `dir`; gives up at `until`.
+pub fn store(
+    sample: &Sample,
+    count: usize,
+    settings: Settings,
+    (store, dir): (&Arc<dyn Store>, &str),
+    (monitor, until): (&dyn Monitor, Instant),
+) -> Result<Trial> {
+    let quiet = Quiet(monitor, until);
+    let mut index = IndexWriter::new(store.create(&format!("{dir}{INDEX_NAME}"))?);
+    index = index.with_traces(Sorted::new(Arc::clone(store)));
+    let name: Name = "sample".parse()?;
+    let target = Target {
+        store: Arc::clone(store),
+        dir: dir.to_owned(),
+        streams: vec![name.clone()],
+        codec: settings.codec,
+        part_len: PART_LEN,
+    };
+    let deltas = delta::Settings::new(&[0; 32], settings.frame_len);
+    let selection = Selection::default();
+    let ((), stored, profile) = pipeline::run(settings, PartWriter::new(target, index), |framer| {
+        if let Some(roots) = sample.roots(count) {
+            let scratch = || store.scratch();
+            let walk = Walk::new(&roots, &selection, None, settings.threads);
+            let request = tree::Request { scratch: &scratch, deltas: Some(&deltas), base: None };
+            tree::store(framer, walk, request, &quiet)?;
+        }
+        if let Some(mut input) = sample.stream(count) {
+            let stream = Stream { number: 1, name: name.as_str(), settings: Some(&deltas), monitor: &quiet };
+            stream.store(framer, &mut input)?;
+        }
+        Ok(())
+    })?;
+    let (plain_bytes, content_bytes) = sample.bytes(count);
+    let stored_bytes = stored.stored_bytes + stored.index.len;
+    Ok(Trial { settings, count, plain_bytes, content_bytes, stored_bytes, profile })
+}
+
+/// The same to nowhere: all but the volume.
+pub fn trial(
+    sample: &Sample,
+    count: usize,
+    settings: Settings,
+    (monitor, until): (&dyn Monitor, Instant),
+) -> Result<Trial> {
+    let nowhere: Arc<dyn Store> = Arc::new(Discard);
+    store(sample, count, settings, (&nowhere, ""), (monitor, until))
+}
+
+/// What a tune leaves on a volume for as long as it runs lies below this.
+const PREFIX: &str = "bk-probe-tune/";
+/// What is older was left by one that was killed.
+const LEFT_AFTER: Duration = Duration::from_hours(24);
+/// Objects grow to this length, as parts would.
+const OBJECT_LEN_MAX: u64 = 16 << 20;
+/// The first one's length.
+const OBJECT_LEN_MIN: u64 = 256 << 10;
+/// So many are being finished at the same time, as parts are.
+const PENDING_COUNT_MAX: usize = 4;
+/// More says nothing new.
+const WRITTEN_MAX: u64 = 512 << 20;
+
+/// A place on a volume for as long as this lives; what is in it goes with it, whatever ends the run in order.
+pub struct Corner<'a> {
+    store: &'a Arc<dyn Store>,
+    run: RunId,
+}
+
+impl<'a> Corner<'a> {
+    /// On `store`; removes what a tune that was killed left there a day ago or earlier.
+    pub fn new(store: &'a Arc<dyn Store>, clock: &dyn Clock) -> Result<Self> {
+        let day = u64::try_from(LEFT_AFTER.as_millis()).unwrap_or(u64::MAX);
+        let before = clock.unix_ms().saturating_sub(day);
+        let is_old = |key: &str| {
+            let run = key.strip_prefix(PREFIX).and_then(|rest| rest.split('-').next()).map(str::parse::<RunId>);
+            run.is_some_and(|run| run.is_ok_and(|run| run.unix_ms() < before))
+        };
+        let left = store.list(PREFIX)?.into_iter().map(|item| item.key).filter(|key| is_old(key));
+        store.delete_all(&left.collect::<Vec<_>>())?;
+        Ok(Self { store, run: RunId::new(clock.unix_ms())? })
+    }
+
+    /// What keys in it begin with.
+    pub fn dir(&self) -> String {
+        format!("{PREFIX}{}-", self.run)
+    }
+
+    /// Writes objects of noise for about `time`; gives bytes a second, the last one durable.
+    #[expect(clippy::cast_precision_loss, reason = "a speed")]
+    pub fn write_rate(&self, time: Duration, monitor: &dyn Monitor) -> Result<f64> {
+        let mut block = vec![0; 1 << 18];
+        blake3::Hasher::new().update(self.run.to_string().as_bytes()).finalize_xof().fill(&mut block);
+        let started_at = Instant::now();
+        let mut pending: VecDeque<Box<dyn Pending>> = VecDeque::new();
+        let (mut len, mut written, mut number) = (OBJECT_LEN_MIN, 0, 0);
+        let mut spent = Duration::ZERO;
+        while spent < time && written < WRITTEN_MAX {
+            let mut object = self.store.create(&format!("{}{number}", self.dir()))?;
+            let mut in_object = 0;
+            while in_object < len && (in_object < OBJECT_LEN_MIN || started_at.elapsed() < time) {
+                go_on(monitor)?;
+                // No two blocks are the same: a file system may keep equal ones once.
+                block[..8].copy_from_slice(&written.to_le_bytes());
+                object.write(&block)?;
+                in_object += block.len() as u64;
+                written += block.len() as u64;
+            }
+            pending.push_back(object.start()?);
+            while pending.len() > PENDING_COUNT_MAX {
+                pending.pop_front().map_or(Ok(()), Pending::wait)?;
+            }
+            spent = started_at.elapsed();
+            (len, number) = ((len * 2).min(OBJECT_LEN_MAX), number + 1);
+        }
+        pending.into_iter().try_for_each(Pending::wait)?;
+        Ok(written as f64 / started_at.elapsed().as_secs_f64().max(1e-6))
+    }
+
+    /// Removes what is in it.
+    pub fn clear(&self) -> Result<()> {
+        let own = self.store.list(PREFIX)?.into_iter().map(|item| item.key).filter(|key| key.starts_with(&self.dir()));
+        self.store.delete_all(&own.collect::<Vec<_>>()).map_err(|e: Error| e.context("what was measured stays there"))
+    }
+}
+
+impl Drop for Corner<'_> {
+    fn drop(&mut self) {
+        // Told by who calls `clear`; what stays is found by the next tune.
+        let _ = self.clear();
+    }
+}

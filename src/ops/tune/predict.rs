@@ -1,0 +1,170 @@
+//! From trials on a sample to a full backup, and to what is best for each of three wishes. Pure.
+
+use serde::Serialize;
+
+use super::{measure::Trial, sample::Totals};
+use crate::{
+    engine::write::profile::{STAGES, Stage},
+    format::codec::Codec,
+};
+
+/// How stored bytes are told from one trial's by another of the same steps: a few steps are not quite like all of them.
+#[derive(Clone, Copy, Debug)]
+pub struct Likeness {
+    /// Stored bytes a plain byte of the reference on all steps.
+    pub of_all: f64,
+    /// The same on the steps of the trial.
+    pub of_these: f64,
+}
+
+/// What else is known.
+#[derive(Clone, Copy, Debug)]
+pub struct Facts {
+    /// All there is to store.
+    pub totals: Totals,
+    /// Seconds the reader needs for a plain byte it meets for the first time.
+    pub read_a_byte: f64,
+    /// Bytes a second the volume takes.
+    pub write_rate: Option<f64>,
+}
+
+/// One way to store all of it, and what that would come to.
+#[derive(Clone, Debug, Serialize)]
+pub struct Choice {
+    /// Codec.
+    pub compression: Codec,
+    /// Content of a frame, bytes.
+    pub frame_size: u64,
+    /// Workers.
+    pub threads: usize,
+    /// Seconds for all of it.
+    pub seconds: f64,
+    /// Content bytes a second.
+    pub bytes_per_second: f64,
+    /// Parts and index.
+    pub stored_bytes: u64,
+    /// Content bytes for each stored one.
+    pub ratio: f64,
+    /// What would hold it up.
+    pub bottleneck: &'static str,
+    /// Plain bytes it was measured on.
+    pub measured_bytes: u64,
+}
+
+/// What the user wants most.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wish {
+    /// The least time; of equals the smallest.
+    Fastest,
+    /// The smallest of those that take at most half as long again as the fastest.
+    Balanced,
+    /// The fewest bytes; of equals the fastest.
+    Smallest,
+}
+
+/// Times within this factor are the same: what is measured is no more exact.
+const SAME_TIME: f64 = 1.03;
+/// Sizes within this factor are the same.
+const SAME_SIZE: f64 = 1.002;
+/// What balance may cost in time.
+const BALANCE: f64 = 1.5;
+
+/// What storing all of it like `trial` would come to.
+#[expect(
+    clippy::cast_precision_loss,
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "a prediction, not a count"
+)]
+pub fn predict(trial: &Trial, like: Likeness, facts: &Facts) -> Choice {
+    let plain = facts.totals.plain_bytes as f64;
+    let a_byte = |seconds: f64| seconds / trial.plain_bytes.max(1) as f64;
+    let stored_a_byte = a_byte(trial.stored_bytes as f64) * like.of_all / like.of_these.max(1e-12);
+    let stored = stored_a_byte * plain;
+    let read = a_byte(trial.profile.seconds_of(Stage::Read));
+    let waits = (facts.read_a_byte - read).max(0.0);
+    // Who waits for the source does nothing else meanwhile.
+    let workers = (trial.work_a_byte() + waits) * plain / trial.settings.threads as f64;
+    let reader = (read + waits + a_byte(trial.profile.seconds_of(Stage::Tar))) * plain;
+    let volume = facts.write_rate.map_or(0.0, |rate| stored / rate.max(1.0));
+    let seconds = workers.max(reader).max(volume).max(1e-6);
+    let largest =
+        STAGES[1..5].iter().max_by(|a, b| trial.profile.seconds_of(**a).total_cmp(&trial.profile.seconds_of(**b)));
+    let bottleneck = if volume >= workers.max(reader) {
+        Stage::Write
+    } else if reader >= workers || (read + waits) * 2.0 > trial.work_a_byte() + waits {
+        Stage::Read
+    } else {
+        *largest.unwrap_or(&Stage::Compress)
+    };
+    Choice {
+        compression: trial.settings.codec,
+        frame_size: trial.settings.frame_len as u64,
+        threads: trial.settings.threads,
+        seconds,
+        bytes_per_second: facts.totals.content_bytes as f64 / seconds,
+        stored_bytes: stored as u64,
+        ratio: facts.totals.content_bytes as f64 / stored.max(1.0),
+        bottleneck: bottleneck.as_bottleneck(),
+        measured_bytes: trial.plain_bytes,
+    }
+}
+
+/// The best of `choices` for a wish. `frame_size` is what stays unless size alone counts: long frames make reading a single file slow.
+pub fn best(choices: &[Choice], wish: Wish, frame_size: u64) -> Option<&Choice> {
+    let usual = || choices.iter().filter(move |choice| choice.frame_size == frame_size);
+    let fastest = usual().map(|choice| choice.seconds).min_by(f64::total_cmp)?;
+    let by_size =
+        |a: &&Choice, b: &&Choice| a.stored_bytes.cmp(&b.stored_bytes).then_with(|| a.seconds.total_cmp(&b.seconds));
+    match wish {
+        Wish::Fastest => usual().filter(|choice| choice.seconds <= fastest * SAME_TIME).min_by(by_size),
+        Wish::Balanced => usual().filter(|choice| choice.seconds <= fastest * BALANCE).min_by(by_size),
+        Wish::Smallest => {
+            let smallest = choices.iter().map(|choice| choice.stored_bytes).min()?;
+            #[expect(clippy::cast_precision_loss, reason = "compared within a factor")]
+            let is_small = |choice: &&Choice| choice.stored_bytes as f64 <= smallest as f64 * SAME_SIZE;
+            choices.iter().filter(is_small).min_by(|a, b| a.seconds.total_cmp(&b.seconds))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn choice(level: i32, frame_mib: u64, seconds: f64, stored_bytes: u64) -> Choice {
+        Choice {
+            compression: Codec::Zstd(level),
+            frame_size: frame_mib << 20,
+            threads: 2,
+            seconds,
+            bytes_per_second: 0.0,
+            stored_bytes,
+            ratio: 0.0,
+            bottleneck: "",
+            measured_bytes: 0,
+        }
+    }
+
+    #[test]
+    fn three_wishes() {
+        let choices = [
+            choice(1, 4, 10.0, 1200),
+            choice(2, 4, 10.2, 1100),
+            choice(3, 4, 14.0, 1000),
+            choice(9, 4, 40.0, 900),
+            choice(18, 4, 200.0, 800),
+            choice(19, 4, 300.0, 799),
+            choice(3, 1, 9.0, 1050),
+            choice(18, 16, 210.0, 780),
+        ];
+        let of = |wish| best(&choices, wish, 4 << 20).map(|choice| (choice.compression, choice.frame_size >> 20));
+        // As fast as the fastest, and smaller; of the usual frames.
+        assert_eq!(of(Wish::Fastest), Some((Codec::Zstd(2), 4)));
+        assert_eq!(of(Wish::Balanced), Some((Codec::Zstd(3), 4)));
+        assert_eq!(of(Wish::Smallest), Some((Codec::Zstd(18), 16)));
+        let of_usual = best(&choices[..6], Wish::Smallest, 4 << 20).map(|choice| choice.compression);
+        assert_eq!(of_usual, Some(Codec::Zstd(18)), "a byte in a thousand is not worth half the time again");
+        assert!(best(&[], Wish::Fastest, 4 << 20).is_none());
+    }
+}

@@ -1,0 +1,390 @@
+//! Which part of the user's data is measured: windows of equal length, evenly spread over the stream a full backup would be.
+//!
+//! One walk counts everything and picks the windows: it begins with windows side by side, and whenever there are too many,
+//! every other one goes and the distance doubles. So the choice depends on the data alone, memory is bounded, and neighbours
+//! stay together, as they do in a frame. Of files longer than a window only the pieces in windows are read.
+
+use std::{
+    collections::HashSet,
+    fs::File,
+    io::Read,
+    os::unix::{ffi::OsStrExt, fs::FileExt},
+    path::{Path, PathBuf},
+    time::Instant,
+};
+
+use rustix::fs::{AtFlags, FileType, Stat};
+use serde::Serialize;
+
+use crate::{
+    error::{Error, Kind, Result},
+    format::tar::{BLOCK_LEN, padded},
+    model::entry::Entry,
+    monitor::Monitor,
+    source::{
+        roots::{Node, Roots},
+        walk::{Leaf, Names, Visitor},
+    },
+};
+
+/// A window is this long, bytes of the plain stream.
+pub const WINDOW_LEN: u64 = 8 << 20;
+/// So many windows are too many; half of them stay.
+const WINDOW_COUNT_MAX: usize = 32;
+/// Names kept of a window: one of tiny files would hold many.
+const NAME_COUNT_MAX: usize = 4096;
+/// Files with several names are counted once, as long as they are no more than this.
+const LINK_COUNT_MAX: usize = 1 << 20;
+/// Longer files are read in pieces.
+const WHOLE_LEN_MAX: u64 = 4 << 20;
+
+/// What there is.
+#[derive(Clone, Copy, Debug, Default, Serialize)]
+pub struct Totals {
+    /// Entries.
+    pub entries: u64,
+    /// Files with content.
+    pub files: u64,
+    /// Their bytes.
+    pub content_bytes: u64,
+    /// With the headers of tar.
+    pub plain_bytes: u64,
+    /// All was counted, or the length was told; else there is more.
+    pub is_all: bool,
+}
+
+/// A run of neighbours.
+#[derive(Clone, Debug, Default)]
+pub struct Window {
+    /// Its number, at the present distance.
+    number: u64,
+    /// Paths below the base.
+    pub files: Vec<Vec<u8>>,
+    /// Pieces of long files: path, offset, length.
+    pub pieces: Vec<(Vec<u8>, u64, u64)>,
+    /// Bytes of the plain stream it stands for.
+    pub plain_bytes: u64,
+    /// Content in it.
+    pub content_bytes: u64,
+}
+
+/// What is measured.
+pub enum Sample {
+    /// Of trees.
+    Tree {
+        /// Directory the paths are below.
+        base: PathBuf,
+        /// Windows, so ordered that the first few are spread over all of it, too.
+        windows: Vec<Window>,
+    },
+    /// The beginning of a stream.
+    Head(Vec<u8>),
+}
+
+impl Sample {
+    /// So many steps it can be cut to.
+    pub fn len(&self) -> usize {
+        match self {
+            Self::Tree { windows, .. } => windows.len(),
+            Self::Head(head) => head.len().div_ceil(WINDOW_LEN as usize),
+        }
+    }
+
+    /// Plain and content bytes of the first `count` steps.
+    pub fn bytes(&self, count: usize) -> (u64, u64) {
+        match self {
+            Self::Tree { windows, .. } => {
+                windows.iter().take(count).fold((0, 0), |sum, one| (sum.0 + one.plain_bytes, sum.1 + one.content_bytes))
+            }
+            Self::Head(head) => {
+                let len = self.head_len(head, count) as u64;
+                (len, len)
+            }
+        }
+    }
+
+    fn head_len(&self, head: &[u8], count: usize) -> usize {
+        head.len().min(count.saturating_mul(WINDOW_LEN as usize))
+    }
+
+    /// The short files of the first `count` steps as a tree to be walked.
+    pub fn roots(&self, count: usize) -> Option<Roots> {
+        let Self::Tree { base, windows } = self else { return None };
+        let mut tree = Node::default();
+        for path in windows.iter().take(count).flat_map(|window| &window.files) {
+            let names = path.split(|byte| *byte == b'/');
+            names.fold(&mut tree, |node, name| node.children.entry(name.to_vec()).or_default()).whole = true;
+        }
+        let none = Roots {
+            base: base.clone(),
+            tree,
+            shown: Vec::new(),
+            devices: Vec::new(),
+            warnings: Vec::new(),
+            missing: Vec::new(),
+        };
+        Some(none).filter(|roots| roots.tree != Node::default())
+    }
+
+    /// The rest of the first `count` steps, to be read as a stream.
+    pub fn stream(&self, count: usize) -> Option<Box<dyn Read + '_>> {
+        match self {
+            Self::Head(head) => Some(Box::new(&head[..self.head_len(head, count)])),
+            Self::Tree { base, windows } => {
+                let pieces: Vec<_> = windows.iter().take(count).flat_map(|window| &window.pieces).collect();
+                if pieces.is_empty() {
+                    None
+                } else {
+                    Some(Box::new(Pieces { base, pieces, next: 0, at: 0, open: None }))
+                }
+            }
+        }
+    }
+}
+
+/// Pieces of files, one after the other; what cannot be read is left out.
+struct Pieces<'a> {
+    base: &'a Path,
+    pieces: Vec<&'a (Vec<u8>, u64, u64)>,
+    next: usize,
+    at: u64,
+    open: Option<File>,
+}
+
+impl Read for Pieces<'_> {
+    fn read(&mut self, buf: &mut [u8]) -> std::io::Result<usize> {
+        while let Some((path, offset, len)) = self.pieces.get(self.next) {
+            if self.open.is_none() {
+                self.at = 0;
+                self.open = File::open(self.base.join(std::ffi::OsStr::from_bytes(path))).ok();
+            }
+            let want = buf.len().min(usize::try_from(len - self.at).unwrap_or(usize::MAX));
+            let got = match &self.open {
+                Some(file) if want > 0 => file.read_at(&mut buf[..want], offset + self.at).unwrap_or(0),
+                _ => 0,
+            };
+            if got > 0 {
+                self.at += got as u64;
+                return Ok(got);
+            }
+            self.next += 1;
+            self.open = None;
+        }
+        Ok(0)
+    }
+}
+
+/// Reads the beginning of a stream, at most `len_max` bytes and till `until`; and whether that is all of it.
+pub fn head(input: &mut dyn Read, len_max: usize, until: Instant, monitor: &dyn Monitor) -> Result<(Vec<u8>, bool)> {
+    let mut head = Vec::new();
+    let mut buf = vec![0; 1 << 20];
+    while head.len() < len_max && Instant::now() < until {
+        go_on(monitor)?;
+        let want = buf.len().min(len_max - head.len());
+        match input.read(&mut buf[..want]) {
+            Ok(0) => return Ok((head, true)),
+            Ok(len) => head.extend_from_slice(&buf[..len]),
+            Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
+            Err(e) => {
+                go_on(monitor)?;
+                return Err(Error::io("cannot read standard input", e).with_kind(Kind::Other));
+            }
+        }
+    }
+    Ok((head, false))
+}
+
+/// An error when the user wants an end.
+pub fn go_on(monitor: &dyn Monitor) -> Result<()> {
+    match monitor.interrupted() {
+        Some(signal) => Err(Error::new(Kind::Signal(signal), "interrupted")),
+        None => Ok(()),
+    }
+}
+
+/// Counts what a walk finds and picks the windows.
+pub struct Census<'a> {
+    /// What was found so far.
+    pub totals: Totals,
+    windows: Vec<Window>,
+    distance: u64,
+    links: HashSet<(u64, u64)>,
+    until: Instant,
+    monitor: &'a dyn Monitor,
+}
+
+impl<'a> Census<'a> {
+    /// Ends the walk at `until`.
+    pub fn new(until: Instant, monitor: &'a dyn Monitor) -> Self {
+        let (windows, links) = (Vec::new(), HashSet::new());
+        Self { totals: Totals::default(), windows, distance: WINDOW_LEN, links, until, monitor }
+    }
+
+    /// Whether the walk was ended by time, and by nothing worse.
+    pub fn is_late(&self) -> bool {
+        Instant::now() >= self.until && self.monitor.interrupted().is_none()
+    }
+
+    /// The windows: the first one, the one in the middle, those between them, and so on.
+    pub fn windows(self) -> Vec<Window> {
+        let mut windows = self.windows;
+        let bits = windows.len().next_power_of_two().trailing_zeros();
+        let reversed = |number: u64| number.reverse_bits().checked_shr(64 - bits).unwrap_or(0);
+        windows.sort_by_key(|window| reversed(window.number));
+        windows
+    }
+
+    /// An entry of so much content, with `extra` bytes of headers.
+    fn add(&mut self, path: &[u8], content: u64) {
+        // A header, and another pair for a name that is too long for it.
+        let header = if path.len() > 100 { 3 } else { 1 } * BLOCK_LEN as u64;
+        let plain = header + padded(content);
+        let begins_at = self.totals.plain_bytes;
+        let ends_at = begins_at + plain;
+        self.totals.entries += 1;
+        self.totals.files += u64::from(content > 0);
+        self.totals.content_bytes += content;
+        self.totals.plain_bytes = ends_at;
+        if plain <= WHOLE_LEN_MAX {
+            if let Some(window) = self.window(begins_at).filter(|window| window.files.len() < NAME_COUNT_MAX) {
+                window.files.push(path.to_vec());
+                window.plain_bytes += plain;
+                window.content_bytes += content;
+            }
+            return;
+        }
+        let mut at = begins_at;
+        while at < ends_at {
+            let distance = self.distance;
+            let within = at % distance;
+            let Some(window) = self.window(at) else {
+                at += distance - within;
+                continue;
+            };
+            let len = (WINDOW_LEN - within).min(ends_at - at);
+            let offset = at.saturating_sub(begins_at + header);
+            let content = len.min(content.saturating_sub(offset));
+            window.pieces.push((path.to_vec(), offset, content));
+            window.plain_bytes += len;
+            window.content_bytes += content;
+            at += len;
+        }
+    }
+
+    /// The window in which this place of the plain stream lies, if there is one.
+    fn window(&mut self, at: u64) -> Option<&mut Window> {
+        let number = at / self.distance;
+        if at % self.distance >= WINDOW_LEN {
+            return None;
+        }
+        if self.windows.last().is_none_or(|last| last.number != number) {
+            if self.windows.len() == WINDOW_COUNT_MAX {
+                self.windows.retain(|window| window.number.is_multiple_of(2));
+                self.windows.iter_mut().for_each(|window| window.number /= 2);
+                self.distance *= 2;
+                return self.window(at);
+            }
+            self.windows.push(Window { number, ..Window::default() });
+        }
+        self.windows.last_mut()
+    }
+}
+
+impl Visitor for Census<'_> {
+    fn enter(&mut self, _: Names<'_>) -> Result<()> {
+        Ok(())
+    }
+
+    fn begins(&mut self, _: usize, _: &[u8]) -> Result<bool> {
+        Ok(true)
+    }
+
+    fn ends(&mut self, _: &[u8]) -> Result<()> {
+        Ok(())
+    }
+
+    fn listed(&mut self) -> Result<()> {
+        Ok(())
+    }
+
+    fn directory(&mut self, _: Entry) -> Result<bool> {
+        self.totals.entries += 1;
+        self.totals.plain_bytes += BLOCK_LEN as u64;
+        Ok(true)
+    }
+
+    fn leaf(&mut self, leaf: Leaf<'_>) -> Result<Option<Stat>> {
+        let Ok(stat) = rustix::fs::statat(leaf.dir, leaf.name, AtFlags::SYMLINK_NOFOLLOW) else { return Ok(None) };
+        match FileType::from_raw_mode(stat.st_mode) {
+            FileType::Directory => return Ok(Some(stat)),
+            FileType::RegularFile => {
+                let known = stat.st_nlink > 1
+                    && (self.links.len() < LINK_COUNT_MAX || self.links.contains(&(stat.st_dev, stat.st_ino)))
+                    && !self.links.insert((stat.st_dev, stat.st_ino));
+                let size = u64::try_from(stat.st_size).unwrap_or(0);
+                let on_disk = u64::try_from(stat.st_blocks).unwrap_or(u64::MAX).saturating_mul(512);
+                // Of a sparse file only what is there is stored.
+                self.add(leaf.path, if known { 0 } else { size.min(on_disk.max(4096)) });
+            }
+            _ => self.add(leaf.path, 0),
+        }
+        Ok(None)
+    }
+
+    fn warn(&mut self, _: String, _: bool) {}
+
+    fn go_on(&self) -> Result<()> {
+        go_on(self.monitor)?;
+        if self.is_late() { Err(Error::new(Kind::Other, "counting took too long")) } else { Ok(()) }
+    }
+
+    fn looks_first(&self) -> bool {
+        false
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::monitor::Silent;
+
+    fn census(files: &[(usize, u64)]) -> Census<'static> {
+        let mut census = Census::new(Instant::now(), &Silent);
+        let mut n = 0;
+        for &(count, len) in files {
+            for _ in 0..count {
+                n += 1;
+                census.add(format!("f{n}").as_bytes(), len);
+            }
+        }
+        census
+    }
+
+    #[test]
+    fn windows_are_few_and_spread() {
+        for files in [&[(100_000, 20_000)][..], &[(1, 1 << 40)], &[(3000, 100), (2, 3 << 30), (50_000, 5000)]] {
+            let census = census(files);
+            let (all, distance) = (census.totals.plain_bytes, census.distance);
+            let windows = census.windows();
+            assert!(windows.len() > WINDOW_COUNT_MAX / 2 && windows.len() <= WINDOW_COUNT_MAX, "{}", windows.len());
+            let sampled: u64 = windows.iter().map(|window| window.plain_bytes).sum();
+            let (share, expected) = (sampled as f64 / all as f64, WINDOW_LEN as f64 / distance as f64);
+            assert!((share / expected - 1.0).abs() < 0.1, "{share} of {expected}");
+            // The first four lie in four different quarters.
+            let quarter = |window: &Window| window.number * 4 / windows.iter().map(|w| w.number + 1).max().unwrap();
+            let mut quarters: Vec<u64> = windows.iter().take(4).map(quarter).collect();
+            quarters.sort_unstable();
+            quarters.dedup();
+            assert!(quarters.len() >= 3, "{quarters:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_small_is_taken_whole() {
+        let census = census(&[(10, 1000), (1, 5 << 20)]);
+        let windows = census.windows();
+        assert_eq!(windows.len(), 1);
+        assert_eq!(windows[0].content_bytes, 10_000 + (5 << 20));
+        assert_eq!((windows[0].files.len(), windows[0].pieces.len()), (10, 1));
+    }
+}

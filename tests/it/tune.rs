@@ -1,0 +1,185 @@
+//! `bk tune`: what it predicts is what a snapshot comes to, it leaves nothing behind, and it writes what it recommends.
+
+use std::fs;
+use std::path::Path;
+
+use rustix::process::Signal;
+use serde_json::Value;
+
+use crate::support::inventory::inventory;
+use crate::support::rng::Rng;
+use crate::support::{Bk, World, exit, list};
+
+/// Many files of prose, as sources are.
+fn sources(dir: &Path, seed: u64, count: u64) {
+    for n in 0..count {
+        let dir = dir.join(format!("d{}", n / 50));
+        fs::create_dir_all(&dir).unwrap();
+        let mut rng = Rng::new(seed * 100_000 + n);
+        fs::write(dir.join(format!("f{n}.c")), rng.prose(2000 + (n as usize * 7919) % 30_000)).unwrap();
+    }
+}
+
+/// Rows as a dump of a database has them.
+fn dump(len: usize) -> Vec<u8> {
+    let mut rng = Rng::new(77);
+    let mut out = Vec::with_capacity(len + 200);
+    let mut n = 0;
+    while out.len() < len {
+        n += 1;
+        let word = rng.prose(24);
+        out.extend_from_slice(format!("{n}\t{}\t", n * 7919 % 100_003).as_bytes());
+        out.extend_from_slice(&word);
+        out.extend_from_slice(b"\t2026-01-01 00:00:00\t\\N\n");
+    }
+    out.truncate(len);
+    out
+}
+
+fn tuned(world: &World, words: &str) -> Value {
+    let ran = world.bk(&format!("tune --json {words}")).arg(&world.src).run().ok();
+    ran.json().last().unwrap().clone()
+}
+
+/// Stored bytes of a snapshot with the settings of `choice`.
+fn stored(world: &World, choice: &Value) -> u64 {
+    let job = format!("j{}", list(&world.volume).len());
+    let words = format!(
+        "snapshot --json --job {job} --level 0 --compression {} --frame-size {} --threads {} -C",
+        choice["compression"].as_str().unwrap(),
+        choice["frame_size"],
+        choice["threads"]
+    );
+    let ran = world.bk(&words).arg(&world.src).arg(".").run().ok();
+    let totals = ran.json().last().unwrap()["totals"].clone();
+    totals["stored_bytes"].as_u64().unwrap() + totals["index_bytes"].as_u64().unwrap()
+}
+
+/// The prediction for a size holds within a tenth; gives the size.
+fn holds(world: &World, choice: &Value) -> u64 {
+    let (predicted, measured) = (choice["stored_bytes"].as_u64().unwrap(), stored(world, choice));
+    let off = predicted.abs_diff(measured) as f64 / measured as f64;
+    eprintln!("{}: predicted {predicted}, stored {measured}", choice["compression"]);
+    assert!(off <= 0.1, "predicted {predicted}, stored {measured}: {choice}");
+    measured
+}
+
+#[test]
+fn sizes_of_sources_and_of_a_dump_are_as_predicted() {
+    for kind in ["sources", "dump"] {
+        let world = World::new("tune-kind");
+        match kind {
+            "sources" => sources(&world.src, 1, 800),
+            _ => fs::write(world.src.join("dump.sql"), dump(16_000_000)).unwrap(),
+        }
+        let found = tuned(&world, "--time 20s");
+        assert!(found["source"]["is_all"].as_bool().unwrap(), "{found}");
+        let present = holds(&world, &found["present"]);
+        let smallest = holds(&world, &found["smallest"]);
+        assert!(smallest < present, "{kind}: the smallest has {smallest} bytes, the default {present}");
+        assert!(found["write_bytes_per_second"].as_f64().unwrap() > 0.0, "{found}");
+        let seconds = |choice: &Value| choice["seconds"].as_f64().unwrap();
+        assert!(seconds(&found["fastest"]) <= seconds(&found["present"]), "{found}");
+        for choice in found["choices"].as_array().unwrap() {
+            assert!(seconds(choice) > 0.0 && choice["bottleneck"].as_str().is_some(), "{choice}");
+        }
+    }
+}
+
+#[test]
+fn a_large_mixed_tree_is_sampled() {
+    let world = World::new("tune-mixed");
+    sources(&world.src, 2, 2500);
+    fs::write(world.src.join("dump.sql"), dump(120_000_000)).unwrap();
+    let media = world.src.join("media");
+    fs::create_dir(&media).unwrap();
+    for n in 0..40 {
+        fs::write(media.join(format!("film{n}")), Rng::new(300 + n).noise(2_500_000 + n as usize * 100_000)).unwrap();
+    }
+    let found = tuned(&world, "--time 15s");
+    let (all, sample) = (&found["source"]["content_bytes"], &found["sample_bytes"]);
+    assert!(sample.as_u64().unwrap() < all.as_u64().unwrap() * 9 / 10, "all of it was the sample: {found}");
+    holds(&world, &found["present"]);
+    let one = |codec: &str| {
+        let choices = found["choices"].as_array().unwrap();
+        choices.iter().find(|choice| choice["compression"] == codec).unwrap().clone()
+    };
+    holds(&world, &one("zstd:1"));
+    holds(&world, &one("none"));
+}
+
+#[test]
+fn what_is_compressed_already_gains_nothing() {
+    let world = World::new("tune-media");
+    for n in 0..10 {
+        fs::write(world.src.join(format!("film{n}")), Rng::new(n).noise(1_500_000)).unwrap();
+    }
+    let found = tuned(&world, "--time 10s");
+    let measured = holds(&world, &found["present"]);
+    assert!(found["smallest"]["stored_bytes"].as_u64().unwrap() as f64 > measured as f64 * 0.97, "{found}");
+}
+
+#[test]
+fn nothing_stays_on_the_volume() {
+    for world in [World::new("tune-clean"), World::on_s3("tune-clean-s3")] {
+        sources(&world.src, 3, 100);
+        let before = inventory(&world.volume);
+        let ran = world.bk("tune --time 3s --check").arg(&world.src).run().ok();
+        for word in ["fastest", "balanced", "smallest", "compression = \"", "checked", "ratio"] {
+            assert!(ran.text().contains(word), "{word}\n{}", ran.show());
+        }
+        assert_eq!(before.keys().collect::<Vec<_>>(), inventory(&world.volume).keys().collect::<Vec<_>>());
+        // The volume is written to within the first tenth.
+        for millis in [30, 200, 1000, 4000] {
+            let running = world.bk("tune --time 50s --limit-upload 256KiB").arg(&world.src).spawn();
+            std::thread::sleep(std::time::Duration::from_millis(millis));
+            running.signal(Signal::INT);
+            let ran = running.finish();
+            assert!([130, 0].contains(&ran.code()), "{}", ran.show());
+            assert_eq!(before.keys().collect::<Vec<_>>(), inventory(&world.volume).keys().collect::<Vec<_>>());
+        }
+    }
+}
+
+#[test]
+fn the_head_of_a_stream_stands_for_all_of_it() {
+    let world = World::new("tune-stdin");
+    let bytes = dump(12_000_000);
+    let ran = Bk::new("tune --json --time 6s --stdin --size 1GiB").stdin(bytes.clone()).run().ok();
+    let found = ran.json().last().unwrap().clone();
+    // All of it was there: what was told about its length does not count.
+    assert_eq!(found["source"]["content_bytes"], 12_000_000, "{found}");
+    assert!(found["write_bytes_per_second"].is_null(), "{found}");
+    let ran = world.bk("snapshot --json --job s --level 0 --stdin dump").stdin(bytes).run().ok();
+    let totals = ran.json().last().unwrap()["totals"].clone();
+    let measured = totals["stored_bytes"].as_u64().unwrap() + totals["index_bytes"].as_u64().unwrap();
+    let predicted = found["present"]["stored_bytes"].as_u64().unwrap();
+    assert!(predicted.abs_diff(measured) * 10 <= measured, "{predicted} of {measured}");
+    Bk::new("tune --time 5s --stdin").stdin("").run().code_is(&[exit::ERROR]).says("nothing to measure");
+}
+
+#[test]
+fn settings_are_written_into_the_job_and_comments_stay() {
+    let world = World::new("tune-write");
+    sources(&world.src, 4, 60);
+    let file = world.path("bk.toml");
+    let text = format!(
+        "# mine\n[volume.v]\nurl = \"{}\"\n\n[job.home] # the house\npaths = [\"{}\"]\ncompression = \"zstd:3\" # fair\n",
+        world.volume.display(),
+        world.src.display()
+    );
+    fs::write(&file, &text).unwrap();
+    let bk = |words: &str| Bk::new(words).env("BK_CONFIG", &file);
+    bk("tune home --time 5s --wish smallest --write home").run().ok().says("written to [job.home]");
+    let after = fs::read_to_string(&file).unwrap();
+    for kept in ["# mine\n", "[job.home] # the house\n", " # fair\n", "frame_size = \""] {
+        assert!(after.contains(kept), "{kept:?} in\n{after}");
+    }
+    assert_ne!(after, text);
+    bk("config check").run().ok();
+    let shown = bk("config show home").run().ok().text();
+    assert!(!shown.contains("compression = \"zstd:3\""), "{shown}");
+    bk("snapshot home").run().ok();
+    bk("tune home --time 5s --write away").run().code_is(&[exit::USAGE]).says("away");
+    assert_eq!(fs::read_to_string(&file).unwrap(), after);
+}
