@@ -81,7 +81,7 @@ pub fn run(context: &Context<'_>, args: &TuneArgs) -> Result<Ended> {
         }
         context.out.object("result", &Shown { found: &found, settings })?;
     } else {
-        show(context, &found)?;
+        show(context, &found, args.check)?;
         let name = of_job.map_or("NAME", Name::as_str);
         context.out.line(&format!("\n# {}\n[job.{name}]", name_of(wish)))?;
         values.iter().try_for_each(|(key, value)| context.out.line(&format!("{key} = {value}")))?;
@@ -170,7 +170,7 @@ fn rate(bytes: f64) -> String {
     format!("{}/s", show_size(bytes as u64))
 }
 
-fn show(context: &Context<'_>, found: &Outcome) -> Result<()> {
+fn show(context: &Context<'_>, found: &Outcome, is_checked: bool) -> Result<()> {
     let out = context.out;
     let source = &found.source;
     let more = if source.is_all { "" } else { " or more (the time was too short to count)" };
@@ -225,6 +225,9 @@ fn show(context: &Context<'_>, found: &Outcome) -> Result<()> {
             choice.ratio,
             choice.bottleneck
         ))?;
+    }
+    if is_checked && found.check.is_none() {
+        out.line("\nno time to check")?;
     }
     if let Some(check) = &found.check {
         out.line(&format!(

@@ -127,7 +127,7 @@ pub struct Outcome {
     pub balanced: Choice,
     /// The fewest bytes.
     pub smallest: Choice,
-    /// Predicted against measured.
+    /// Predicted against measured; none when there was no time for it.
     pub check: Option<Check>,
     /// How long it took.
     pub seconds: f64,
@@ -264,10 +264,8 @@ impl<'a> Trials<'a> {
         let mut plan: Vec<(Settings, f64)> = CODECS.iter().map(|(codec, cost)| (self.usual(*codec), *cost)).collect();
         plan.extend(FRAME_LENS.map(|frame_len| (Settings { frame_len, ..self.usual(Codec::Zstd(3)) }, 1.2)));
         let present = self.request.present;
-        if !CODECS.iter().any(|(codec, _)| *codec == present.codec) || present.threads > most {
-            let cost = CODECS.iter().find(|(codec, _)| *codec == present.codec).map_or(10.0, |(_, cost)| *cost);
-            plan.insert(0, (present, cost));
-        }
+        let cost = CODECS.iter().find(|(codec, _)| *codec == present.codec).map_or(10.0, |(_, cost)| *cost);
+        plan.insert(0, (present, cost));
         let fewer = (0..usize::BITS).map(|bit| 1usize << bit).take_while(|threads| *threads < most);
         for threads in
             fewer.chain(Some(present.threads).filter(|threads| *threads < most && !threads.is_power_of_two()))
@@ -345,7 +343,8 @@ impl<'a> Trials<'a> {
         let frame_size = self.request.present.frame_len as u64;
         let best = |wish| predict::best(&choices, wish, frame_size).cloned().ok_or_else(no_time);
         let present = self.done.iter().find(|trial| is_same(&trial.settings, &self.request.present));
-        let present = predict::predict(present.unwrap_or(&self.done[0]), like(&self.done[0]), &facts);
+        let present = present.unwrap_or(&self.done[0]);
+        let present = predict::predict(present, like(present), &facts);
         let reference = &self.references[0];
         let content = reference.content_bytes as f64;
         let share = content / reference.plain_bytes.max(1) as f64;
@@ -400,18 +399,23 @@ fn check(
     let settings = Settings { threads: choice.threads, codec: choice.compression, frame_len, verify_all: false };
     let left = until.saturating_duration_since(Instant::now()).as_secs_f64();
     let a_plain_byte = choice.seconds / found.source.plain_bytes.max(1) as f64;
-    let count = fitting(left * 0.8, a_plain_byte * WINDOW_LEN as f64).clamp(1, sample.len().max(1));
-    // What is predicted may be wrong, but not by so much.
-    let late = until + Duration::from_secs_f64(left.max(1.0));
+    let count = fitting(left * 0.8, a_plain_byte * WINDOW_LEN as f64).min(sample.len());
+    if count == 0 {
+        return Ok(None);
+    }
     let trial = match volume {
-        None => measure::trial(sample, count, settings, (monitor, late))?,
+        None => measure::trial(sample, count, settings, (monitor, until)),
         Some(volume) => {
             let corner = Corner::new(&volume.store, clock)?;
             let store: &Arc<dyn Store> = &volume.store;
-            let trial = measure::store(sample, count, settings, (store, &corner.dir()), (monitor, late))?;
+            let trial = measure::store(sample, count, settings, (store, &corner.dir()), (monitor, until));
             corner.clear()?;
             trial
         }
+    };
+    let trial = match trial {
+        Err(e) if measure::is_late(&e) => return Ok(None),
+        trial => trial?,
     };
     let share = trial.plain_bytes as f64 / found.source.plain_bytes.max(1) as f64;
     Ok(Some(Check {
