@@ -136,8 +136,9 @@ const OBJECT_LEN_MAX: u64 = 16 << 20;
 const OBJECT_LEN_MIN: u64 = 256 << 10;
 /// So many are being finished at the same time, as parts are.
 const PENDING_COUNT_MAX: usize = 4;
-/// More says nothing new.
-const WRITTEN_MAX: u64 = 512 << 20;
+/// More says nothing new; and no more than a share of what is free.
+const WRITTEN_MAX: u64 = 256 << 20;
+const FREE_SHARE: u64 = 8;
 
 /// A place on a volume for as long as this lives; what is in it goes with it, whatever ends the run in order.
 pub struct Corner<'a> {
@@ -169,11 +170,13 @@ impl<'a> Corner<'a> {
     pub fn write_rate(&self, time: Duration, monitor: &dyn Monitor) -> Result<f64> {
         let mut block = vec![0; 1 << 18];
         blake3::Hasher::new().update(self.run.to_string().as_bytes()).finalize_xof().fill(&mut block);
+        let free = self.store.free_bytes()?;
+        let written_max = free.map_or(WRITTEN_MAX, |free| WRITTEN_MAX.min(free / FREE_SHARE));
         let started_at = Instant::now();
         let mut pending: VecDeque<Box<dyn Pending>> = VecDeque::new();
         let (mut len, mut written, mut number) = (OBJECT_LEN_MIN, 0, 0);
         let mut spent = Duration::ZERO;
-        while spent < time && written < WRITTEN_MAX {
+        while spent < time && written < written_max {
             let mut object = self.store.create(&format!("{}{number}", self.dir()))?;
             let mut in_object = 0;
             while in_object < len && (in_object < OBJECT_LEN_MIN || started_at.elapsed() < time) {
