@@ -8,6 +8,7 @@ use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
+use std::time::Duration;
 
 use hyper::service::{Service, service_fn};
 use hyper_util::rt::{TokioExecutor, TokioIo};
@@ -35,15 +36,20 @@ pub struct Server {
 impl Server {
     /// s3s-fs in this process, over the directory `root`.
     pub fn own(root: &Path) -> Self {
-        Self::own_of_kind(root, true)
+        Self::own_of_kind(root, true, Duration::ZERO)
     }
 
     /// The same, but it does not heed `If-None-Match`: a second create replaces the first.
     pub fn own_without_conditions(root: &Path) -> Self {
-        Self::own_of_kind(root, false)
+        Self::own_of_kind(root, false, Duration::ZERO)
     }
 
-    fn own_of_kind(root: &Path, has_conditions: bool) -> Self {
+    /// The first one, but each request waits for `delay` before it is looked at.
+    pub fn own_with_delay(root: &Path, delay: Duration) -> Self {
+        Self::own_of_kind(root, true, delay)
+    }
+
+    fn own_of_kind(root: &Path, has_conditions: bool, delay: Duration) -> Self {
         let files = root.to_owned();
         let dir = root.join(BUCKET);
         std::fs::create_dir_all(&dir).unwrap();
@@ -65,6 +71,7 @@ impl Server {
                     let forgets = !has_conditions && request.headers().contains_key("if-none-match");
                     let file = files.join(request.uri().path().trim_start_matches('/'));
                     async move {
+                        tokio::time::sleep(delay).await;
                         let _held = match *request.method() == hyper::Method::PUT {
                             true => Some(one_put.lock().await),
                             false => None,
