@@ -242,8 +242,8 @@ impl<'a> Trials<'a> {
         };
         let few = trial(2)?;
         let left = self.until.saturating_duration_since(Instant::now()).as_secs_f64();
-        let a_step = few.profile.seconds / few.count.min(self.sample.len()).max(1) as f64;
-        let count = fitting(left * 0.2, a_step).clamp(2, self.sample.len().max(2));
+        let a_step = few.profile.seconds / few.count.min(self.sample.step_count()).max(1) as f64;
+        let count = fitting(left * 0.3, a_step).clamp(2, self.sample.step_count().max(2));
         // What the first trial has read is read again from memory: that takes next to nothing.
         let mut read = few.profile.seconds_of(Stage::Read);
         let mut all = few;
@@ -399,7 +399,7 @@ fn check(
     let settings = Settings { threads: choice.threads, codec: choice.compression, frame_len, verify_all: false };
     let left = until.saturating_duration_since(Instant::now()).as_secs_f64();
     let a_plain_byte = choice.seconds / found.source.plain_bytes.max(1) as f64;
-    let count = fitting(left * 0.8, a_plain_byte * WINDOW_LEN as f64).min(sample.len());
+    let count = fitting(left * 0.8, a_plain_byte * WINDOW_LEN as f64).min(sample.step_count());
     if count == 0 {
         return Ok(None);
     }

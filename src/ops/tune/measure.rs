@@ -201,7 +201,10 @@ impl<'a> Corner<'a> {
     /// Removes what is in it.
     pub fn clear(&self) -> Result<()> {
         let own = self.store.list(PREFIX)?.into_iter().map(|item| item.key).filter(|key| key.starts_with(&self.dir()));
-        self.store.delete_all(&own.collect::<Vec<_>>()).map_err(|e: Error| e.context("what was measured stays there"))
+        let kept = |e: Error| e.context("what was measured stays there");
+        self.store.delete_all(&own.collect::<Vec<_>>()).map_err(kept)?;
+        // One that wrote nothing has at most made the directory, which goes with this name.
+        self.store.delete(&format!("{}0", self.dir()))
     }
 }
 

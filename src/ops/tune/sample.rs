@@ -28,7 +28,9 @@ use crate::{
 };
 
 /// A window is this long, bytes of the plain stream.
-pub const WINDOW_LEN: u64 = 8 << 20;
+pub const WINDOW_LEN: u64 = STEP_LEN as u64;
+/// A step of a stream's beginning, too.
+const STEP_LEN: usize = 8 << 20;
 /// So many windows are too many; half of them stay.
 const WINDOW_COUNT_MAX: usize = 32;
 /// Names kept of a window: one of tiny files would hold many.
@@ -83,10 +85,10 @@ pub enum Sample {
 
 impl Sample {
     /// So many steps it can be cut to.
-    pub fn len(&self) -> usize {
+    pub fn step_count(&self) -> usize {
         match self {
             Self::Tree { windows, .. } => windows.len(),
-            Self::Head(head) => head.len().div_ceil(WINDOW_LEN as usize),
+            Self::Head(head) => head.len().div_ceil(STEP_LEN),
         }
     }
 
@@ -104,7 +106,7 @@ impl Sample {
     }
 
     fn head_len(&self, head: &[u8], count: usize) -> usize {
-        head.len().min(count.saturating_mul(WINDOW_LEN as usize))
+        head.len().min(count.saturating_mul(STEP_LEN))
     }
 
     /// The short files of the first `count` steps as a tree to be walked.
