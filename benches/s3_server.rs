@@ -26,7 +26,7 @@ fn main() {
     let mut args = std::env::args().skip(1).filter(|arg| arg != "--bench");
     let dir = args.next().expect("s3_server DIR [MILLISECONDS]");
     let delay = args.next().map_or(0, |text| text.parse().expect("milliseconds"));
-    let server = s3::Server::own_with_delay(dir.as_ref(), std::time::Duration::from_millis(delay));
+    let server = s3::Server::own_to_measure(dir.as_ref(), std::time::Duration::from_millis(delay));
     for (name, value) in server.env() {
         println!("{name}={value}");
     }
