@@ -17,6 +17,7 @@ mod progress;
 mod recover;
 mod restore;
 mod run;
+mod runbook;
 mod shell;
 mod signals;
 mod snapshot;

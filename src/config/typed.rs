@@ -378,13 +378,14 @@ pub enum OverwriteArg {
 /// `bk restore`
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Examples:\n  bk restore home/latest --target /tmp/back\n  bk restore home/latest --target / /home/ann/letters\n  bk restore vm/latest --stream sdb --to-device /dev/sdb"
+    after_help = "Examples:\n  bk restore home/latest --target /tmp/back\n  bk restore home/latest --target / /home/ann/letters\n  bk restore vm/latest --stream sdb --to-device /dev/sdb\n  bk restore --runbook shop"
 )]
 pub struct RestoreArgs {
     /// The snapshot
-    pub snapshot: String,
+    #[arg(required_unless_present = "runbook")]
+    pub snapshot: Option<String>,
     /// Restore below this directory; it is made when it is missing
-    #[arg(long, short, value_name = "DIR", required_unless_present = "to_device")]
+    #[arg(long, short, value_name = "DIR", required_unless_present_any = ["to_device", "runbook"])]
     pub target: Option<PathBuf>,
     /// Only these paths of the snapshot, with all below them
     #[arg(value_name = "PATH")]
@@ -410,6 +411,29 @@ pub struct RestoreArgs {
     /// The stream for --to-device
     #[arg(long, value_name = "NAME", requires = "to_device")]
     pub stream: Option<String>,
+    /// Do what the runbook of this configured job says: its steps, paths, and streams into commands
+    #[arg(
+        long,
+        value_name = "JOB",
+        conflicts_with_all = ["snapshot", "target", "paths", "include", "exclude", "overwrite", "safe", "to_device", "stream"],
+        help_heading = "Runbook"
+    )]
+    pub runbook: Option<String>,
+    /// From this snapshot (default: the job's latest)
+    #[arg(long = "snapshot", id = "from", value_name = "SNAPSHOT", requires = "runbook", help_heading = "Runbook")]
+    pub from: Option<String>,
+    /// Overwrite without asking
+    #[arg(long, short, requires = "runbook", help_heading = "Runbook")]
+    pub yes: bool,
+    /// Of a job with sets by role: take the runbook of this one
+    #[arg(long, env = "BK_ROLE", value_name = "NAME", help_heading = "Runbook")]
+    pub role: Option<String>,
+    /// This node's name (default: as configured, or the host's)
+    #[arg(long, env = "BK_NODE", value_name = "NAME", help_heading = "Runbook")]
+    pub node: Option<String>,
+    /// Where steps are noted (default: /var/lib/bk, or below the home of who is not root)
+    #[arg(long, env = "BK_STATE_DIR", value_name = "DIR", help_heading = "Runbook")]
+    pub state_dir: Option<PathBuf>,
 }
 
 /// `bk mount`

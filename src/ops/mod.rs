@@ -14,6 +14,7 @@ pub mod mount;
 pub mod recover;
 pub mod restore;
 pub mod run;
+pub mod runbook;
 pub mod snapshot;
 pub mod status;
 pub mod verify;

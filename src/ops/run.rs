@@ -13,6 +13,7 @@ use std::{path::Path, sync::Arc};
 use hold::Hold;
 use report::Failed;
 pub use report::{Fault, Report, weight};
+pub(super) use report::{exit_of, fault};
 
 use super::snapshot::{self, Outcome, Ready, Request, Skipped, Unrecorded, prepare};
 use crate::{
@@ -112,6 +113,25 @@ fn begin(job: &Job<'_>, state: &State) -> Result<Option<Option<Locked>>> {
     Ok(state.lock(job.name, false)?.map(Some))
 }
 
+/// Leaves what an earlier run had begun, wherever the coordinator is by now. What cannot be left keeps this run from beginning.
+pub(super) fn leave_earlier(
+    locked: Option<&Locked>,
+    job: &Name,
+    monitor: &dyn Monitor,
+    recovered: &mut Vec<recover::Recovered>,
+) -> Result<()> {
+    let Some(locked) = locked else { return Ok(()) };
+    for mut run in recover::recover(locked, None, monitor)? {
+        let errors = std::mem::take(&mut run.errors);
+        recovered.push(run);
+        if let Some(e) = errors.into_iter().next() {
+            let hint = format!("`bk recover {job}` tries again; `bk recover --forget {job}` when it was done by hand");
+            return Err(e.context("what an earlier run had begun is not left").with_hint(hint));
+        }
+    }
+    Ok(())
+}
+
 struct Run<'a> {
     job: &'a Job<'a>,
     work: &'a Work<'a>,
@@ -122,21 +142,8 @@ struct Run<'a> {
 }
 
 impl Run<'_> {
-    /// Leaves what an earlier run had begun, wherever the coordinator is by now. What cannot be left keeps this run from beginning.
     fn recovered(&self, locked: Option<&Locked>, report: &mut Report) -> Result<(), Failed> {
-        let Some(locked) = locked else { return Ok(()) };
-        for mut run in recover::recover(locked, None, self.monitor)? {
-            let errors = std::mem::take(&mut run.errors);
-            report.recovered.push(run);
-            if let Some(e) = errors.into_iter().next() {
-                let hint = format!(
-                    "`bk recover {0}` tries again; `bk recover --forget {0}` when it was done by hand",
-                    self.job.name
-                );
-                return Err(e.context("what an earlier run had begun is not left").with_hint(hint).into());
-            }
-        }
-        Ok(())
+        Ok(leave_earlier(locked, self.job.name, self.monitor, &mut report.recovered)?)
     }
 
     /// Asks the gate; with media and volume, when it is open.

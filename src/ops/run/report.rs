@@ -49,8 +49,9 @@ pub struct Fault {
     pub hint: Option<String>,
     /// The exit code it alone would make.
     pub exit: u8,
+    /// What kind of failure.
     #[serde(skip)]
-    kind: Kind,
+    pub(in crate::ops) kind: Kind,
 }
 
 /// The middle of a report: what came of the snapshot.
@@ -179,7 +180,7 @@ impl Report {
     pub fn exit(&self) -> u8 {
         let incomplete = self.taken().filter(|outcome| outcome.totals.incomplete > 0).map(|_| Kind::Incomplete);
         let kinds = self.faults.iter().map(|fault| fault.kind).chain(incomplete);
-        kinds.max_by_key(|kind| weight(*kind)).map_or(0, Kind::exit_code)
+        exit_of(kinds)
     }
 
     /// Which steps follow this run.
@@ -209,9 +210,14 @@ impl Report {
     }
 }
 
-fn fault(error: &Error) -> Fault {
+pub(in crate::ops) fn fault(error: &Error) -> Fault {
     let (message, hint) = (error.to_string(), error.hint().map(str::to_owned));
     Fault { message, hint, exit: error.kind().exit_code(), kind: error.kind() }
+}
+
+/// The exit code of several faults: that of the one which matters most.
+pub(in crate::ops) fn exit_of(kinds: impl Iterator<Item = Kind>) -> u8 {
+    kinds.max_by_key(|kind| weight(*kind)).map_or(0, Kind::exit_code)
 }
 
 /// What matters most: the user's own stop, then damage, space, media, the application, the commit, the gate.
