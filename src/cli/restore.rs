@@ -23,12 +23,8 @@ pub fn run(context: &Context<'_>, args: &RestoreArgs) -> Result<Ended> {
     let snapshot = args.snapshot.as_ref().ok_or_else(|| Error::usage("no snapshot is named"))?;
     let threads = meaning::threads(context.global)?;
     if let (Some(device), Some(stream)) = (&args.to_device, &args.stream) {
-        let options = DeviceOptions {
-            snapshot: snapshot.parse()?,
-            stream: stream.parse()?,
-            device: device.clone(),
-            threads,
-        };
+        let options =
+            DeviceOptions { snapshot: snapshot.parse()?, stream: stream.parse()?, device: device.clone(), threads };
         let (volume, progress) = (context.volume_of(&options.snapshot.job)?, context.progress("restore"));
         let outcome = restore::to_device(&volume, &options, &progress)?;
         drop(progress);

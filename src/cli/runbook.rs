@@ -72,7 +72,8 @@ fn asked(context: &Context<'_>, job: &Name, planned: &Planned<'_>) -> Result<boo
 
 fn lines(planned: &Planned<'_>) -> Vec<String> {
     let (snapshot, rows) = (&planned.snapshot, &planned.rows);
-    let first = format!("from {}/{}, level {}, taken {}", snapshot.job, snapshot.seq, snapshot.level, snapshot.taken_at);
+    let first =
+        format!("from {}/{}, level {}, taken {}", snapshot.job, snapshot.seq, snapshot.level, snapshot.taken_at);
     let actions = rows.iter().map(|row| format!("{:<16} {}", row.name, row.does));
     let left = rows.iter().rev().filter_map(|row| row.left_by.as_ref().map(|by| (row, by)));
     let left = left.map(|(row, by)| format!("{:<16} left: {by}", row.name));

@@ -53,17 +53,16 @@ pub struct Global {
     /// S3: keep no copies of records and indexes on this machine
     #[arg(long, global = true, help_heading = "S3 volumes")]
     pub no_cache: bool,
-    /// S3: let such copies take this much, for all volumes together
+    /// S3: let such copies take this much, for all volumes together (default: as configured, or 1GiB)
     #[arg(
         long,
         global = true,
         env = "BK_CACHE_SIZE",
         value_name = "SIZE",
-        default_value = "1GiB",
         hide_env_values = true,
         help_heading = "S3 volumes"
     )]
-    pub cache_size: String,
+    pub cache_size: Option<String>,
     /// Send at most this many bytes a second to the volume, on average: 10MiB
     #[arg(long, global = true, env = "BK_LIMIT_UPLOAD", value_name = "RATE", hide_env_values = true)]
     pub limit_upload: Option<String>,
@@ -100,6 +99,8 @@ pub enum Command {
     Cat(CatArgs),
     /// Restore a snapshot, or parts of it
     Restore(RestoreArgs),
+    /// Restore a job's newest snapshot for practice, compare it, try it, and note the result for `bk check`
+    Drill(DrillArgs),
     /// Show snapshots as a file system
     Mount(MountArgs),
     /// Unmount what `bk mount` mounted
@@ -281,7 +282,7 @@ pub struct AbortArgs {
 /// `bk check`
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Examples:\n  bk check --warn-age 26h --crit-age 50h\n  bk check db --crit-age 0=8d --crit-age 26h --warn-free 50GiB --prometheus /var/lib/node_exporter/bk.prom\nN=TIME is for the newest good snapshot of level N or below; a limit nobody set is not looked at."
+    after_help = "Examples:\n  bk check --warn-age 26h --crit-age 50h\n  bk check db --crit-age 0=8d --crit-age 26h --warn-free 50GiB --prometheus /var/lib/node_exporter/bk.prom\nN=TIME is for the newest good snapshot of level N or below; a limit that neither is typed nor stands in the job's `check` is not looked at."
 )]
 pub struct CheckArgs {
     /// Jobs; all of the volume by default
@@ -292,9 +293,9 @@ pub struct CheckArgs {
     /// Call it critical when the newest good snapshot is so old
     #[arg(long, value_name = "[N=]TIME")]
     pub crit_age: Vec<String>,
-    /// Warn when the newest snapshot holds so many percent less than the one of its level before
-    #[arg(long, value_name = "PERCENT", default_value = "50")]
-    pub warn_drop: u64,
+    /// Warn when the newest snapshot holds so many percent less than the one of its level before (default: as configured, or 50)
+    #[arg(long, value_name = "PERCENT")]
+    pub warn_drop: Option<u64>,
     /// Call that critical
     #[arg(long, value_name = "PERCENT")]
     pub crit_drop: Option<u64>,
@@ -304,6 +305,12 @@ pub struct CheckArgs {
     /// Call that critical
     #[arg(long, value_name = "SIZE")]
     pub crit_free: Option<String>,
+    /// Warn when the newest drill is so old, or there was none
+    #[arg(long, value_name = "TIME")]
+    pub warn_drill: Option<String>,
+    /// Call that critical
+    #[arg(long, value_name = "TIME")]
+    pub crit_drill: Option<String>,
     /// Write the numbers to a file for Prometheus' node exporter, too
     #[arg(long, value_name = "FILE")]
     pub prometheus: Option<PathBuf>,
@@ -420,10 +427,10 @@ pub struct RestoreArgs {
     )]
     pub runbook: Option<String>,
     /// From this snapshot (default: the job's latest)
-    #[arg(long = "snapshot", id = "from", value_name = "SNAPSHOT", requires = "runbook", help_heading = "Runbook")]
+    #[arg(long = "snapshot", id = "from", value_name = "SNAPSHOT", conflicts_with_all = ["target", "to_device"], help_heading = "Runbook")]
     pub from: Option<String>,
     /// Overwrite without asking
-    #[arg(long, short, requires = "runbook", help_heading = "Runbook")]
+    #[arg(long, short, conflicts_with_all = ["target", "to_device"], help_heading = "Runbook")]
     pub yes: bool,
     /// Of a job with sets by role: take the runbook of this one
     #[arg(long, env = "BK_ROLE", value_name = "NAME", help_heading = "Runbook")]
@@ -434,6 +441,26 @@ pub struct RestoreArgs {
     /// Where steps are noted (default: /var/lib/bk, or below the home of who is not root)
     #[arg(long, env = "BK_STATE_DIR", value_name = "DIR", help_heading = "Runbook")]
     pub state_dir: Option<PathBuf>,
+}
+
+/// `bk drill`
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  bk drill shop --scratch /var/tmp\n  bk drill shop/latest~1 --scratch /var/tmp -- sh -c 'pg_restore -l $BK_DRILL_STREAMS/shop'\nThe restored tree lies in BK_DRILL_TREE, each stream as a file in BK_DRILL_STREAMS; both are removed at the end."
+)]
+pub struct DrillArgs {
+    /// The job, of which the newest snapshot is taken; or a snapshot
+    #[arg(value_name = "JOB|SNAPSHOT")]
+    pub what: String,
+    /// Restore into a directory of its own in this one (default: as configured)
+    #[arg(long, value_name = "DIR")]
+    pub scratch: Option<PathBuf>,
+    /// Run this command against what was restored, and take its exit code into account (default: as configured)
+    #[arg(last = true, value_name = "COMMAND")]
+    pub run: Vec<String>,
+    /// This node's name (default: as configured, or the host's)
+    #[arg(long, env = "BK_NODE", value_name = "NAME")]
+    pub node: Option<String>,
 }
 
 /// `bk mount`

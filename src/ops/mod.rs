@@ -3,6 +3,7 @@
 pub mod cat;
 pub mod copy;
 pub mod diff;
+pub mod drill;
 pub mod expire;
 pub mod export;
 pub mod health;

@@ -1,7 +1,7 @@
 //! The run book of a job: what goes on around a snapshot. From top to bottom:
 //!
 //! lock and recover → gate → media steps → volume, lease, base → steps → stream, frame, store → role asked again → commit
-//! → steps left → lease given back, volume closed → media steps left → steps that follow a run → what it came to.
+//! → steps left → lease given back, volume closed → expiry and copies → media steps left → steps that follow a run → what it came to.
 //!
 //! Invariant: whatever was begun is left, however the run ends; a run that no longer may act commits nothing.
 
@@ -57,6 +57,8 @@ pub struct Work<'a> {
     pub open: &'a dyn Fn() -> Result<(Volume, Option<LocalStore>)>,
     /// What is to be stored, when role and datasource are known.
     pub request: &'a dyn Fn(&Open) -> Result<Request>,
+    /// What follows a snapshot that was taken, while the media are still there: expiry and copies. What goes wrong comes back.
+    pub then: &'a dyn Fn(&Outcome) -> Vec<Error>,
 }
 
 /// A run that did not fail.
@@ -163,6 +165,9 @@ impl Run<'_> {
         report.open = Some(open.clone());
         let entered = self.steps.enter(true, self.monitor).map_err(of_media);
         let ended = entered.map_err(Failed::from).and_then(|()| self.with_volume(&asking, &open, report));
+        if let Ok(Done::Taken(outcome)) = &ended {
+            report.faults((self.work.then)(outcome));
+        }
         self.tell(&ended);
         report.faults(self.steps.leave(false).into_iter().map(of_media));
         ended

@@ -136,8 +136,7 @@ fn row(chain: &Chain, action: &Action) -> Result<Row> {
         Deed::Restore { paths, exclude, target } => {
             options(chain, paths, exclude, 1)?;
             let what = if paths.is_empty() { "everything".to_owned() } else { paths.join(" ") };
-            let without =
-                if exclude.is_empty() { String::new() } else { format!(", but for {}", exclude.join(" ")) };
+            let without = if exclude.is_empty() { String::new() } else { format!(", but for {}", exclude.join(" ")) };
             (format!("restore {what} below {}{without}", target.display()), None)
         }
         Deed::Stream { stream, into, .. } => {
@@ -217,6 +216,12 @@ impl Report {
         self.restored.iter().any(|did| matches!(&did.what, What::Tree(tree) if tree.is_incomplete()))
     }
 
+    /// Notes what ended it.
+    fn first(&mut self, error: &Error) -> Kind {
+        self.faults.insert(0, run::fault(error));
+        error.kind()
+    }
+
     fn judge(&mut self, first: Option<Kind>) {
         let incomplete = self.is_incomplete().then_some(Kind::Incomplete);
         self.exit = run::exit_of(self.faults.iter().map(|fault| fault.kind).chain(incomplete));
@@ -253,12 +258,8 @@ pub fn run(planned: &Planned<'_>, clock: &dyn Clock, monitor: &dyn Monitor) -> R
             drop(lease);
             first
         }
-        Err(e) => Err(e),
+        Err(e) => Some(report.first(&e)),
     };
-    let first = first.err().map(|e| {
-        report.faults.insert(0, run::fault(&e));
-        e.kind()
-    });
     report.judge(first);
     report
 }
@@ -312,14 +313,15 @@ struct Doing<'a> {
 }
 
 impl Doing<'_> {
-    /// Every action, then what was begun is left.
-    fn all(mut self, report: &mut Report) -> Result<()> {
-        let first = self.actions(report);
-        report.judge(first.as_ref().err().map(Error::kind));
+    /// Every action, then what was begun is left. Gives what ended it, when something did.
+    fn all(mut self, report: &mut Report) -> Option<Kind> {
+        let first = self.actions(report).err().map(|e| report.first(&e));
+        report.judge(first);
         self.steps.set("BK_RESULT", report.outcome);
         report.faults.extend(self.steps.leave(false).iter().map(run::fault));
         report.faults.extend(self.steps.finish().err().iter().map(run::fault));
-        self.follow(&first, report);
+        report.judge(first);
+        self.follow(report);
         report.steps = std::mem::take(&mut self.steps.reports);
         first
     }
@@ -368,11 +370,8 @@ impl Doing<'_> {
     }
 
     /// Runs the steps that follow, with the report so far as their input.
-    fn follow(&mut self, first: &Result<()>, report: &mut Report) {
-        let kinds = match (first, report.faults.is_empty()) {
-            (Ok(()), true) => [On::Success, On::End],
-            _ => [On::Failure, On::End],
-        };
+    fn follow(&mut self, report: &mut Report) {
+        let kinds = if report.faults.is_empty() { [On::Success, On::End] } else { [On::Failure, On::End] };
         self.steps.set("BK_EXIT", report.exit.to_string());
         match serde_json::to_vec(report) {
             Ok(json) => report.faults.extend(self.steps.after(&kinds, &json).iter().map(run::fault)),

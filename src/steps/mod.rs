@@ -53,6 +53,11 @@ pub fn check_program(argv: &[String], user: Option<&str>) -> Result<()> {
     trust::check_ahead(argv, user)
 }
 
+/// User and group of a user of this system.
+pub fn ids_of(user: &str) -> Result<(u32, u32)> {
+    trust::ids(user)
+}
+
 /// The steps of a run.
 pub struct Steps<'a> {
     steps: &'a [Step],

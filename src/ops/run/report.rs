@@ -145,12 +145,6 @@ impl Report {
         self.faults.extend(errors.into_iter().map(|e| fault(&e)));
     }
 
-    /// What went wrong after the run: that changes nothing of what it came to.
-    pub fn after(&mut self, errors: impl IntoIterator<Item = Error>) {
-        self.faults(errors);
-        self.exit = self.exit();
-    }
-
     /// The outcome in one word.
     pub fn outcome(&self) -> &'static str {
         match &self.came {
