@@ -309,7 +309,7 @@ fn shown_values_name_their_place_and_no_secrets() {
 fn limits_of_a_volume_stand_in_the_file() {
     let c = Configured::new("limits", "[job.home]\npaths = ['SRC']");
     let text = fs::read_to_string(&c.file).unwrap();
-    // 2 MB that cannot be made smaller, at 200 KB a second: what is let through at once is a second's worth at most.
+    // What cannot be made smaller takes its time: what is let through at once is a second's worth at most.
     let mut rng = crate::support::rng::Rng::new(5);
     fs::write(c.world.src.join("noise"), rng.noise(600_000)).unwrap();
     fs::write(&c.file, format!("{text}limit_upload = '200KiB'\nlimit_download = '100MiB'\n")).unwrap();

@@ -64,7 +64,7 @@ fn control() -> Example {
     }
     let active = example.at(&["job", "control", "role", "active"]).unwrap();
     active.insert("require_mount".to_owned(), mounted);
-    active.insert("min_files".to_owned(), 5.into());
+    active.insert("min_files".to_owned(), 4.into());
     example.words = "--node n1".to_owned();
     example.on("active");
     example
