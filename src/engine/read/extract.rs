@@ -3,11 +3,14 @@
 //! Entries are read from the index in its order, which is that of the contents in the tree stream; each frame is
 //! decoded once. Nothing that grows with the number of files is kept: the passes after the first read the index again.
 
+mod feeder;
+mod links;
+mod plan;
+
 use std::{
-    collections::{HashMap, HashSet},
+    collections::HashSet,
     os::fd::{AsFd, OwnedFd},
     path::Path,
-    sync::Arc,
 };
 
 use crossbeam_channel::{Sender, bounded};
@@ -15,25 +18,25 @@ use rustix::{
     fs::{FileType, Mode, Stat},
     io::Errno,
 };
-use serde::Serialize;
 
+use self::feeder::{Feeder, Slot};
+pub use self::plan::{Action, plan};
 use super::{
     ahead::Told,
-    chain::{Chain, Located, Source},
+    chain::Chain,
     content,
     index::Row,
     metadata::{Inode, Policy},
     outcome::Outcome,
     select::Taken,
     target::{self, DIR_MODE, Replace, Target},
-    worker::{self, Batch, Large, Shared, Task, Work, Writer, failed, put_content},
+    worker::{self, Batch, Shared, Task, Writer, failed},
 };
 use crate::{
     error::{Error, Kind, Result},
-    format::index::Frame,
     model::{
         entry::{Entry, EntryKind, Status},
-        path, show,
+        path,
     },
     monitor::Monitor,
 };
@@ -60,20 +63,6 @@ pub struct Options {
     pub safe: bool,
     /// Worker threads.
     pub threads: usize,
-}
-
-/// What a restore would do with an entry.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Action {
-    /// Nothing has its name: it would be made.
-    Create,
-    /// What has its name would be replaced.
-    Replace,
-    /// It stays; its metadata may be set.
-    Keep,
-    /// It cannot be, or is not to be, restored.
-    Skip,
 }
 
 /// Restores into the directory `to`.
@@ -340,117 +329,6 @@ impl<'a> Pass<'a> {
         Ok(())
     }
 
-    /// Gives files their further names. They lead to what this run wrote or found to be the same, and nowhere else.
-    fn links(&mut self) -> Result<()> {
-        if !self.has_links {
-            return Ok(());
-        }
-        // Files whose first name is not taken: the name that stands for it.
-        let mut stand_ins: HashMap<Vec<u8>, Vec<u8>> = HashMap::new();
-        let (chain, options) = (self.shared.chain, self.options);
-        for row in rows(chain, &options.taken) {
-            content::check_interrupted(self.shared.monitor)?;
-            let Ok(row) = row else { continue };
-            if row.entry.kind != EntryKind::HardLink {
-                continue;
-            }
-            if let Err(e) = self.link(&row.entry, &mut stand_ins) {
-                self.shared.fault(&row.entry, e);
-            }
-            if self.shared.stopped() {
-                return Ok(());
-            }
-        }
-        Ok(())
-    }
-
-    fn link(&mut self, entry: &Entry, stand_ins: &mut HashMap<Vec<u8>, Vec<u8>>) -> Result<()> {
-        let shared = self.shared;
-        let first = shared
-            .chain
-            .lookup(&entry.link)?
-            .filter(|row| !matches!(row.entry.kind, EntryKind::Dir | EntryKind::HardLink));
-        let first = first.ok_or_else(|| {
-            Error::integrity(format!("its first name `{}` is no file of the snapshot", show::name(&entry.link)))
-        })?;
-        let source = if self.options.taken.wants_anywhere(&entry.link, false) {
-            if shared.is_unlinkable(&entry.link) || first.entry.nlink < 2 {
-                return Err(Error::new(
-                    Kind::Other,
-                    format!("its first name `{}` was not restored", show::name(&entry.link)),
-                ));
-            }
-            entry.link.clone()
-        } else if let Some(other) = stand_ins.get(&entry.link) {
-            other.clone()
-        } else {
-            self.stand_in(entry, first)?;
-            stand_ins.insert(entry.link.clone(), entry.path.clone());
-            return Ok(());
-        };
-        let (dir, name) = path::split(&source);
-        let dir = shared.target.dir(dir).map_err(|e| failed("open the directory of its first name", e))?;
-        let inode = target::open_inode(dir.as_fd(), name).map_err(|e| failed("open its first name", e))?;
-        let stat = rustix::fs::fstat(&inode).map_err(|e| failed("stat its first name", e))?;
-        // Under --overwrite never what stands there need not be the file meant.
-        if !is_kind(&first.entry, &stat)
-            || first.entry.kind == EntryKind::File && !same_size_and_time(&first.entry, &stat)
-        {
-            return Err(Error::new(Kind::Other, format!("its first name `{}` is another file", show::name(&source))));
-        }
-        let overwrite = self.options.overwrite;
-        let name = path::split(&entry.path).1;
-        let fd = self.parent(&entry.path)?;
-        let found = target::stat(fd.as_fd(), name).map_err(|e| failed("stat what has its name", e))?;
-        match found {
-            Some(found)
-                if (found.st_dev, found.st_ino) == (stat.st_dev, stat.st_ino) || overwrite == Overwrite::Never =>
-            {
-                self.kept(entry);
-                return Ok(());
-            }
-            Some(found) if FileType::from_raw_mode(found.st_mode) == FileType::Directory => {
-                rustix::fs::unlinkat(fd, name, rustix::fs::AtFlags::REMOVEDIR)
-                    .map_err(|e| failed("remove the directory in its place", e))?;
-                shared.target.link(inode.as_fd(), fd.as_fd(), name)
-            }
-            Some(_) => shared.target.replace_by_link(inode.as_fd(), fd.as_fd(), name),
-            None => shared.target.link(inode.as_fd(), fd.as_fd(), name),
-        }
-        .map_err(|e| failed("link it", e))?;
-        shared.outcome().hard_links += 1;
-        shared.monitor.advance(1, 0, &entry.path);
-        Ok(())
-    }
-
-    /// Restores a file under a further name, since its first one is not taken.
-    fn stand_in(&mut self, entry: &Entry, first: Row) -> Result<()> {
-        let content = self.shared.chain.locate(&first)?;
-        let mut own = first.entry;
-        own.path.clone_from(&entry.path);
-        let replace = match self.decide(&own)? {
-            Decision::Keep => {
-                self.kept(&own);
-                return Ok(());
-            }
-            Decision::Fix(stat) => return self.fix(&own, &stat),
-            Decision::Write(replace) => replace,
-        };
-        let Some(Located { sources, .. }) = content else { return self.without_content(&own, replace) };
-        let shared = self.shared;
-        let left = Writer::new(shared).place(&own, replace, &mut |file| {
-            let mut at = 0;
-            content::each_source(shared.chain.runs(), &sources, 1, shared.monitor, |bytes| {
-                put_content(file, &own, at, bytes)?;
-                at += bytes.len() as u64;
-                Ok(())
-            })
-        })?;
-        shared.written(&own, left);
-        shared.monitor.advance(1, own.stored_len, &own.path);
-        Ok(())
-    }
-
     /// Sets the metadata of directories, those below before those above.
     fn directories(&mut self) -> Result<()> {
         let (chain, taken) = (self.shared.chain, &self.options.taken);
@@ -549,135 +427,4 @@ fn make_special(dir: &OwnedFd, name: &[u8], entry: &Entry) -> rustix::io::Result
         _ => return Err(Errno::INVAL),
     };
     rustix::fs::mknodat(dir, name, kind, mode, device)
-}
-
-/// Collects files by frame and sends each frame once. The files of each snapshot of the chain come in the order they lie in it,
-/// so one frame of each is collected; contents that follow no header of their own are kept apart, for they come in any order.
-struct Feeder<'a> {
-    shared: &'a Shared<'a>,
-    batches: Sender<Batch>,
-    slots: Vec<Slot>,
-    told: Told<'a, Batch>,
-}
-
-/// A frame, and the work in it so far.
-#[derive(Default)]
-struct Slot {
-    frame: Option<Frame>,
-    work: Vec<Work>,
-}
-
-impl Feeder<'_> {
-    fn file(&mut self, task: Task) -> Result<()> {
-        let own = task.content.own;
-        if let [source] = task.content.sources[..] {
-            let slot = self.slot(source, own)?;
-            if slot.frame.is_some_and(|frame| source.end() <= frame.end()) {
-                slot.work.push(Work::Whole(Box::new(task)));
-                return Ok(());
-            }
-        }
-        let sources = task.content.sources.clone();
-        let large = Arc::new(Large::new(task));
-        let mut before = 0;
-        for source in sources {
-            let mut rest = source;
-            while rest.len > 0 {
-                let slot = self.slot(rest, own)?;
-                slot.work.push(Work::Piece(Arc::clone(&large), source, before));
-                let at = slot.frame.map_or(source.end(), |frame| frame.end()).min(source.end());
-                (rest.offset, rest.len) = (at, source.end() - at);
-                if self.shared.stopped() {
-                    return Ok(());
-                }
-                content::check_interrupted(self.shared.monitor)?;
-            }
-            before += source.len;
-        }
-        Ok(())
-    }
-
-    /// The slot with the frame that holds the start of `source`.
-    fn slot(&mut self, source: Source, own: bool) -> Result<&mut Slot> {
-        let n = source.run * 2 + usize::from(own);
-        let holds = |frame: &Frame| {
-            frame.stream == source.stream && frame.offset <= source.offset && source.offset < frame.end()
-        };
-        if !self.slots[n].frame.as_ref().is_some_and(holds) {
-            self.flush(n);
-            let frame = self.shared.chain.run(source.run).frame_at(source.stream, source.offset)?;
-            self.slots[n].frame = Some(frame);
-        }
-        Ok(&mut self.slots[n])
-    }
-
-    fn flush(&mut self, n: usize) {
-        let Slot { frame, work } = std::mem::take(&mut self.slots[n]);
-        if let Some(frame) = frame.filter(|_| !work.is_empty()) {
-            self.told.put(Batch { run: n / 2, own: n % 2 == 1, frame, work });
-            while !self.told.has_room() {
-                self.send();
-            }
-        }
-    }
-
-    fn send(&mut self) -> bool {
-        // The workers outlive the sender.
-        self.told.take().map(|batch| self.batches.send(batch)).is_some()
-    }
-
-    fn finish(mut self) {
-        (0..self.slots.len()).for_each(|n| self.flush(n));
-        while self.send() {}
-    }
-}
-
-/// Tells what a restore would do, and does nothing.
-pub fn plan(
-    chain: &Chain,
-    to: &Path,
-    options: &Options,
-    monitor: &dyn Monitor,
-    planned: &mut dyn FnMut(&Entry, Action) -> Result<()>,
-) -> Result<()> {
-    let target = match std::fs::symlink_metadata(to) {
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => None,
-        _ => Some(Target::open(to, false)?),
-    };
-    for row in rows(chain, &options.taken) {
-        content::check_interrupted(monitor)?;
-        let entry = row?.entry;
-        planned(&entry, would(target.as_ref(), options, &entry)?)?;
-    }
-    Ok(())
-}
-
-fn would(target: Option<&Target>, options: &Options, entry: &Entry) -> Result<Action> {
-    let device = matches!(entry.kind, EntryKind::CharDevice | EntryKind::BlockDevice);
-    if is_absent(entry) || options.safe && device {
-        return Ok(Action::Skip);
-    }
-    let Some(target) = target else { return Ok(Action::Create) };
-    if entry.path.is_empty() {
-        return Ok(Action::Keep);
-    }
-    let (dir, name) = path::split(&entry.path);
-    let fd = match target.dir(dir) {
-        Ok(fd) => fd,
-        Err(Errno::NOENT) => return Ok(Action::Create),
-        Err(_) => return Ok(Action::Skip),
-    };
-    let Some(stat) = target::stat(fd.as_fd(), name).map_err(|e| failed("stat what is there", e))? else {
-        return Ok(Action::Create);
-    };
-    let same = is_same(&fd, name, entry, &stat);
-    let link = FileType::from_raw_mode(stat.st_mode) == FileType::Symlink;
-    Ok(match options.overwrite {
-        _ if entry.is_dir() && same => Action::Keep,
-        Overwrite::Never if entry.is_dir() => Action::Skip,
-        Overwrite::IfChanged if entry.is_dir() && link => Action::Skip,
-        Overwrite::Never => Action::Keep,
-        Overwrite::IfChanged if same && entry.kind != EntryKind::HardLink => Action::Keep,
-        _ => Action::Replace,
-    })
 }

@@ -3,29 +3,30 @@
 //! Only the directory of blocks is held; blocks come one by one, each hashed before it is decoded, the last few kept.
 //! Memory grows with neither files nor frames. No loop here goes on longer than the directory of blocks says.
 
+mod block;
 mod cache;
+mod content;
 mod numbered;
+mod rows;
 
 use std::{cmp::Ordering, sync::Arc};
 
-use super::patience::may_wait;
 use crate::{
     error::{Error, Kind, Result},
     format::{
         codec::Codec,
         index::{
-            BlockInfo, ChunkRun, Directory, Extent, FOOTER_LEN, Frame, Inode, Part, SECTION_SLOTS, Section, chunk_key,
-            decode_chunks, decode_entries, decode_extents, decode_footer, decode_frames, decode_inodes, decode_parts,
-            decode_places, decode_tail, inode_key, open_block,
+            BlockInfo, ChunkRun, Directory, FOOTER_LEN, SECTION_SLOTS, Section, chunk_key, decode_footer, decode_tail,
+            inode_key,
         },
-        layout::{part_name, run_dir},
+        layout::run_dir,
         record::{PlaceRows, Snapshot},
     },
     model::{
         digest::Digest,
-        entry::{Entry, EntryKind, Map, Place},
+        entry::{Entry, EntryKind},
         ids::Name,
-        path, show,
+        path,
     },
     volume::{Store, Volume},
 };
@@ -35,8 +36,10 @@ const TAIL_LEN_MAX: u64 = 48 << 20;
 /// Decoded blocks of an index with a cache of its own are kept up to this many bytes of memory.
 const CACHE_LEN_MAX: usize = 24 << 20;
 
+use block::{Block, block_with, rows_of};
 pub use cache::BlockCache;
 pub use numbered::{List, Numbered};
+pub use rows::{Frames, Rows};
 
 /// An entry, and the number of its extent when it has content.
 #[derive(Clone, Debug)]
@@ -67,18 +70,6 @@ pub struct IndexReader {
     cache: Arc<BlockCache>,
     /// Its number in the cache.
     id: u64,
-}
-
-/// A decoded block.
-enum Block {
-    /// Rows, and how many of those before each own an extent.
-    Entries(Vec<Entry>, Vec<u16>),
-    Extents(Vec<Extent>),
-    Frames(Vec<Frame>),
-    Parts(Vec<Part>),
-    Places(Vec<Place>),
-    Inodes(Vec<Inode>),
-    Chunks(Vec<ChunkRun>),
 }
 
 fn damaged(what: &str) -> Error {
@@ -371,30 +362,6 @@ impl IndexReader {
         })
     }
 
-    /// The places a map names, in the order of the content.
-    pub fn places(&self, map: &Map, len: u64) -> Result<Vec<Place>> {
-        self.place_rows(map.first, map.count, len)
-    }
-
-    fn place_rows(&self, first: u64, count: u64, len: u64) -> Result<Vec<Place>> {
-        let wrong = || damaged(&format!("the index of snapshot {} has not the places a map names", self.shown));
-        let (mut next, end) = (first, first.saturating_add(count));
-        let mut places = Vec::new();
-        while next < end {
-            let (info, at) = block_with(self.blocks_of(Section::Places), next).ok_or_else(wrong)?;
-            let block = self.block(info)?;
-            let Block::Places(rows) = &*block else { return Err(wrong()) };
-            let want = usize::try_from(end - next).unwrap_or(usize::MAX).min(rows.len().saturating_sub(at));
-            if want == 0 {
-                return Err(wrong());
-            }
-            places.extend_from_slice(&rows[at..at + want]);
-            next += want as u64;
-        }
-        let sum = places.iter().try_fold(0u64, |sum, place| sum.checked_add(place.len));
-        if sum == Some(len) { Ok(places) } else { Err(wrong()) }
-    }
-
     /// What kind of entry is at `path`.
     pub fn kind_of(&self, path: &[u8]) -> Result<Option<EntryKind>> {
         let at = self.entries.partition_point(|info| path::cmp_rows(&info.first_key, path) != Ordering::Greater);
@@ -433,300 +400,5 @@ impl IndexReader {
             Ok(row) => !row.entry.path.is_empty() && path::is_within(path::split(&row.entry.path).0, dir),
             Err(_) => true,
         })
-    }
-
-    /// Extent row `n`.
-    pub fn extent(&self, n: u64) -> Result<Extent> {
-        let none = || damaged(&format!("the index of snapshot {} has no extent {n}", self.shown));
-        let (info, at) = block_with(self.blocks_of(Section::Extents), n).ok_or_else(none)?;
-        match &*self.block(info)? {
-            Block::Extents(rows) => rows.get(at).copied().ok_or_else(none),
-            _ => Err(none()),
-        }
-    }
-
-    /// The extent of an entry's content; it must be as long as the entry says.
-    pub fn extent_of(&self, row: &Row) -> Result<Option<Extent>> {
-        let Some(n) = row.extent else { return Ok(None) };
-        let extent = self.extent(n)?;
-        if extent.stream != 0 || extent.len != row.entry.stored_len {
-            let name = show::name(&row.entry.path);
-            return Err(damaged(&format!("entry and extent of `{name}` in snapshot {} do not agree", self.shown)));
-        }
-        Ok(Some(extent))
-    }
-
-    /// The extent of stream `stream`, from 1 on.
-    pub fn stream_extent(&self, stream: u32) -> Result<Extent> {
-        let before = u64::from(stream).checked_sub(1).ok_or_else(|| damaged("no such stream"))?;
-        let extent = self.extent(self.tree_extent_count() + before)?;
-        if extent.stream != stream || extent.offset != 0 {
-            return Err(damaged(&format!("the extent of stream {stream} in snapshot {} is not its own", self.shown)));
-        }
-        Ok(extent)
-    }
-
-    /// Where the content of a stream of an increment lies; none when the stored stream is the content.
-    pub fn stream_places(&self, stream: u32) -> Result<Option<Vec<Place>>> {
-        let at = usize::try_from(stream).unwrap_or(usize::MAX).wrapping_sub(1);
-        let Some(rows) = self.stream_places.get(at).copied().flatten() else { return Ok(None) };
-        let len = self.stream_extent(stream)?.len;
-        self.place_rows(rows.first, rows.count, len).map(Some)
-    }
-
-    /// How many extents of the tree end at or before `offset`.
-    pub fn extents_before(&self, offset: u64) -> Result<u64> {
-        let (mut low, mut high) = (0, self.tree_extent_count());
-        while low < high {
-            let middle = low + (high - low) / 2;
-            let extent = self.extent(middle)?;
-            if extent.offset.saturating_add(extent.len) <= offset { low = middle + 1 } else { high = middle }
-        }
-        Ok(low)
-    }
-
-    /// The paths that own extents `first..end`, at most `max` of them.
-    pub fn owners(&self, first: u64, end: u64, max: usize) -> Result<Vec<Vec<u8>>> {
-        let mut paths = Vec::new();
-        let start = self.entries.partition_point(|info| info.first_extent <= first).saturating_sub(1);
-        for block in start..self.entries.len() {
-            if self.entries[block].first_extent >= end || paths.len() == max {
-                break;
-            }
-            let rows =
-                self.entry_block(block)?.into_iter().filter(|row| row.extent.is_some_and(|n| n >= first && n < end));
-            let room = max - paths.len();
-            paths.extend(rows.map(|row| row.entry.path).take(room));
-        }
-        Ok(paths)
-    }
-
-    /// The frame that holds the byte at `offset` of `stream`.
-    pub fn frame_at(&self, stream: u32, offset: u64) -> Result<Frame> {
-        match self.frames_from(stream, offset)?.next().transpose()? {
-            Some(frame) if frame.offset <= offset => Ok(frame),
-            _ => Err(damaged(&format!("no frame of snapshot {} holds byte {offset} of stream {stream}", self.shown))),
-        }
-    }
-
-    /// The frames of `stream` from the one that holds `offset` on; none when the stream ends before it.
-    pub fn frames_from(&self, stream: u32, offset: u64) -> Result<Frames<'_>> {
-        let mut key = [0; 12];
-        key[..4].copy_from_slice(&stream.to_be_bytes());
-        key[4..].copy_from_slice(&offset.to_be_bytes());
-        let block = self
-            .blocks_of(Section::Frames)
-            .partition_point(|info| info.first_key.as_slice() <= &key[..])
-            .saturating_sub(1);
-        let mut frames = Frames { index: self, stream: Some(stream), block, at: 0, rows: None, failed: false };
-        if let Some(block) = frames.load()?
-            && let Block::Frames(rows) = &*block
-        {
-            frames.at = rows.partition_point(|row| (row.stream, row.end()) <= (stream, offset));
-        }
-        Ok(frames)
-    }
-
-    /// All frames in the order they are stored.
-    pub fn frames(&self) -> Frames<'_> {
-        Frames { index: self, stream: None, block: 0, at: 0, rows: None, failed: false }
-    }
-
-    /// Part row `n`.
-    pub fn part(&self, n: u64) -> Result<Part> {
-        let none = || damaged(&format!("the index of snapshot {} has no part {n}", self.shown));
-        let (info, at) = block_with(self.blocks_of(Section::Parts), n).ok_or_else(none)?;
-        match &*self.block(info)? {
-            Block::Parts(rows) => rows.get(at).copied().ok_or_else(none),
-            _ => Err(none()),
-        }
-    }
-
-    /// The key of a part.
-    pub fn part_key(&self, part: &Part) -> Result<String> {
-        let name = match part.stream.checked_sub(1) {
-            None => None,
-            Some(n) => {
-                Some(self.streams.get(n as usize).ok_or_else(|| damaged("a part of a stream that is not there"))?)
-            }
-        };
-        Ok(format!("{}{}", self.dir, part_name(name, part.number, self.codec)))
-    }
-
-    fn decode(&self, info: &BlockInfo) -> Result<Block> {
-        self.decode_block(info).map_err(|e| {
-            e.context(format!(
-                "cannot read index block at byte {} ({:?}) of snapshot {}",
-                info.offset, info.section, self.shown
-            ))
-        })
-    }
-
-    /// A block as stored. One that was damaged on its way here is whole the next time.
-    fn stored(&self, info: &BlockInfo) -> Result<Vec<u8>> {
-        let mut stored = vec![0; info.stored_len as usize];
-        self.store.read_at(&self.key, info.offset, &mut stored)?;
-        if Digest::of(&stored) != info.digest {
-            self.store.forget(&self.key);
-            self.store.read_at(&self.key, info.offset, &mut stored)?;
-        }
-        Ok(stored)
-    }
-
-    fn decode_block(&self, info: &BlockInfo) -> Result<Block> {
-        // The blocks tile the object, whose length was checked: no more is allocated than is stored.
-        let stored = self.stored(info)?;
-        let plain = open_block(&stored, info.plain_len as usize, &info.digest)?;
-        drop(stored);
-        let rows = info.rows as usize;
-        Ok(match info.section {
-            Section::Entries => {
-                let entries = decode_entries(&plain, rows)?;
-                self.check_entries(info, &entries)?;
-                let mut owners = 0;
-                let before = entries.iter().map(|entry| {
-                    owners += u16::from(entry.owns_extent());
-                    owners - u16::from(entry.owns_extent())
-                });
-                let before = before.collect();
-                Block::Entries(entries, before)
-            }
-            Section::Extents => Block::Extents(decode_extents(&plain, rows)?),
-            Section::Frames => {
-                let frames = decode_frames(&plain, rows)?;
-                let first = frames.first().map(|frame| (frame.stream.to_be_bytes(), frame.offset.to_be_bytes()));
-                if first.is_none_or(|(stream, offset)| info.first_key[..4] != stream || info.first_key[4..] != offset) {
-                    return Err(damaged("the first frame is not the one the directory says"));
-                }
-                Block::Frames(frames)
-            }
-            Section::Parts => Block::Parts(decode_parts(&plain, rows)?),
-            Section::Places => Block::Places(decode_places(&plain, rows)?),
-            Section::Inodes => Block::Inodes(decode_inodes(&plain, rows)?),
-            Section::Chunks => Block::Chunks(decode_chunks(&plain, rows)?),
-        })
-    }
-
-    /// Holds a block of entries against its neighbours in the directory, so that all blocks together are in order.
-    fn check_entries(&self, info: &BlockInfo, entries: &[Entry]) -> Result<()> {
-        let next = self.entries.partition_point(|other| other.offset <= info.offset);
-        let (key, extent) = match self.entries.get(next) {
-            Some(next) => (Some(&next.first_key), next.first_extent),
-            None => (None, self.tree_extent_count()),
-        };
-        let with_content = entries.iter().filter(|entry| entry.owns_extent()).count() as u64;
-        let starts = entries.first().is_some_and(|entry| entry.path == info.first_key);
-        let ends = match (entries.last(), key) {
-            (Some(last), Some(key)) => path::cmp_rows(&last.path, key).is_lt(),
-            _ => true,
-        };
-        if !starts || !ends {
-            return Err(damaged("entries are not those the directory says"));
-        }
-        if info.first_extent.checked_add(with_content) != Some(extent) {
-            return Err(damaged("entries and extents do not agree in number"));
-        }
-        Ok(())
-    }
-
-    fn block(&self, info: &BlockInfo) -> Result<Arc<Block>> {
-        let key = (self.id, info.offset);
-        if let Some(block) = self.cache.get(key) {
-            return Ok(block);
-        }
-        may_wait()?;
-        let block = Arc::new(self.decode(info)?);
-        self.cache.put(key, Arc::clone(&block));
-        Ok(block)
-    }
-}
-
-fn rows_of(blocks: &[BlockInfo]) -> u64 {
-    blocks.last().map_or(0, |info| info.first_row + u64::from(info.rows))
-}
-
-/// The block that holds row `n` of its section, and which of its rows it is.
-fn block_with(blocks: &[BlockInfo], n: u64) -> Option<(&BlockInfo, usize)> {
-    let at = blocks.partition_point(|info| info.first_row <= n).checked_sub(1)?;
-    Some((&blocks[at], usize::try_from(n - blocks[at].first_row).ok()?))
-}
-
-/// Entries one after another. A block that cannot be read is one error; the next blocks follow.
-pub struct Rows<'a> {
-    index: &'a IndexReader,
-    block: usize,
-    rows: std::vec::IntoIter<Row>,
-    failed: Option<Error>,
-}
-
-impl Rows<'_> {
-    fn next_block(&mut self) -> Option<Result<Vec<Row>>> {
-        if self.block >= self.index.entries.len() {
-            return None;
-        }
-        self.block += 1;
-        Some(self.index.entry_block(self.block - 1))
-    }
-}
-
-impl Iterator for Rows<'_> {
-    type Item = Result<Row>;
-
-    fn next(&mut self) -> Option<Self::Item> {
-        loop {
-            if let Some(e) = self.failed.take() {
-                return Some(Err(e));
-            }
-            if let Some(row) = self.rows.next() {
-                return Some(Ok(row));
-            }
-            match self.next_block()? {
-                Ok(rows) => self.rows = rows.into_iter(),
-                Err(e) => self.failed = Some(e),
-            }
-        }
-    }
-}
-
-/// Frames one after another, of one stream or of all. Ends after an error.
-pub struct Frames<'a> {
-    index: &'a IndexReader,
-    stream: Option<u32>,
-    block: usize,
-    at: usize,
-    rows: Option<Arc<Block>>,
-    failed: bool,
-}
-
-impl Frames<'_> {
-    fn load(&mut self) -> Result<Option<Arc<Block>>> {
-        if self.rows.is_none() {
-            let Some(info) = self.index.blocks_of(Section::Frames).get(self.block) else { return Ok(None) };
-            self.rows = Some(self.index.block(info)?);
-        }
-        Ok(self.rows.clone())
-    }
-}
-
-impl Iterator for Frames<'_> {
-    type Item = Result<Frame>;
-
-    fn next(&mut self) -> Option<Self::Item> {
-        while !self.failed {
-            let block = match self.load() {
-                Ok(block) => block?,
-                Err(e) => {
-                    self.failed = true;
-                    return Some(Err(e));
-                }
-            };
-            let Block::Frames(rows) = &*block else { return None };
-            if let Some(&frame) = rows.get(self.at) {
-                self.at += 1;
-                return self.stream.is_none_or(|stream| stream == frame.stream).then_some(Ok(frame));
-            }
-            (self.block, self.at, self.rows) = (self.block + 1, 0, None);
-        }
-        None
     }
 }

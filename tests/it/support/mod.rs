@@ -324,7 +324,9 @@ impl World {
 
     /// The objects of the newest run of `job` whose name starts with `prefix`, in order.
     pub fn parts(&self, job: &str, prefix: &str) -> Vec<PathBuf> {
-        let runs = sorted(&self.volume.join("data").join(job));
+        let mut runs = sorted(&self.volume.join("data").join(job));
+        // A server on a directory leaves that of an expired run behind.
+        runs.retain(|run| !sorted(run).is_empty());
         let run = runs.last().unwrap_or_else(|| panic!("job {job} has no data"));
         sorted(run).into_iter().filter(|p| name_of(p).starts_with(prefix)).collect()
     }

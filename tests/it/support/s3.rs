@@ -8,6 +8,7 @@ use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
+use std::time::Duration;
 
 use hyper::service::{Service, service_fn};
 use hyper_util::rt::{TokioExecutor, TokioIo};
@@ -32,18 +33,55 @@ pub struct Server {
     child: Option<Child>,
 }
 
+/// What kind of server of our own.
+#[derive(Clone, Copy, Default)]
+struct Kind {
+    /// It heeds `If-None-Match`.
+    has_conditions: bool,
+    /// How long each request waits.
+    delay: Duration,
+    /// Ranges are not read by s3s-fs, which does it 4 KiB at a time.
+    reads_at_once: bool,
+}
+
+/// The answer to a request for a range of an object, read whole.
+fn range_of(file: &Path, request: &hyper::Request<hyper::body::Incoming>) -> Option<hyper::Response<s3s::Body>> {
+    use std::os::unix::fs::FileExt;
+    let range = request.headers().get("range")?.to_str().ok()?.strip_prefix("bytes=")?;
+    let (first, last) = range.split_once('-')?;
+    let (first, last): (u64, u64) = (first.parse().ok()?, last.parse().ok()?);
+    let file = std::fs::File::open(file).ok()?;
+    let len = file.metadata().ok()?.len();
+    let end = len.min(last + 1);
+    let mut bytes = vec![0; usize::try_from(end.checked_sub(first)?).ok()?];
+    file.read_exact_at(&mut bytes, first).ok()?;
+    let answer = hyper::Response::builder()
+        .status(206)
+        .header("content-range", format!("bytes {first}-{}/{len}", end - 1))
+        .header("last-modified", "Sat, 21 Nov 2026 00:00:00 GMT")
+        .header("etag", "\"unknown\"");
+    answer.body(s3s::Body::from(bytes)).ok()
+}
+
 impl Server {
     /// s3s-fs in this process, over the directory `root`.
     pub fn own(root: &Path) -> Self {
-        Self::own_of_kind(root, true)
+        Self::own_of_kind(root, Kind { has_conditions: true, ..Kind::default() })
     }
 
     /// The same, but it does not heed `If-None-Match`: a second create replaces the first.
     pub fn own_without_conditions(root: &Path) -> Self {
-        Self::own_of_kind(root, false)
+        Self::own_of_kind(root, Kind::default())
     }
 
-    fn own_of_kind(root: &Path, has_conditions: bool) -> Self {
+    /// The first one, to be measured against: each request waits for `delay` before it is looked at, and ranges are read at once.
+    #[allow(dead_code, reason = "for benches/s3_server.rs")]
+    pub fn own_to_measure(root: &Path, delay: Duration) -> Self {
+        Self::own_of_kind(root, Kind { has_conditions: true, delay, reads_at_once: true })
+    }
+
+    fn own_of_kind(root: &Path, kind: Kind) -> Self {
+        let Kind { has_conditions, delay, reads_at_once } = kind;
         let files = root.to_owned();
         let dir = root.join(BUCKET);
         std::fs::create_dir_all(&dir).unwrap();
@@ -65,6 +103,10 @@ impl Server {
                     let forgets = !has_conditions && request.headers().contains_key("if-none-match");
                     let file = files.join(request.uri().path().trim_start_matches('/'));
                     async move {
+                        tokio::time::sleep(delay).await;
+                        if reads_at_once && let Some(answer) = range_of(&file, &request) {
+                            return Ok(answer);
+                        }
                         let _held = match *request.method() == hyper::Method::PUT {
                             true => Some(one_put.lock().await),
                             false => None,
