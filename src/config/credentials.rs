@@ -48,12 +48,12 @@ fn keys(path: &Path, profile: Option<&str>, open_bits: u32) -> Result<Keys> {
     let failed = |e| Error::io(format!("cannot read the credentials in {shown}"), e).with_kind(Kind::Usage);
     let file = std::fs::File::open(path).map_err(failed)?;
     let meta = file.metadata().map_err(failed)?;
-    super::file::trusted(&meta, path)?;
     let mode = meta.mode() & 0o7777;
     if mode & open_bits != 0 {
-        return Err(Error::usage(format!("the credentials in {shown} can be read by others (mode {mode:04o})"))
+        return Err(Error::usage(format!("others can read or write the credentials in {shown} (mode {mode:04o})"))
             .with_hint(format!("chmod 600 {shown}")));
     }
+    super::file::trusted(&meta, path)?;
     let mut text = String::new();
     file.take(LEN_MAX).read_to_string(&mut text).map_err(failed)?;
     parse(&text, profile).map_err(|e| e.context(shown))
