@@ -2,12 +2,20 @@
 //!
 //! `bk help`, shell completions and the man pages are all made from these definitions.
 
+mod admin;
+mod restore;
+mod watch;
+
 use std::{ffi::OsString, path::PathBuf};
 
 use clap::{
-    Args, Parser, Subcommand, ValueEnum,
+    Args, Parser, Subcommand,
     builder::{OsStringValueParser, TypedValueParser},
 };
+
+pub use admin::{ConfigCommand, LeaseCommand, LeaseReleaseArgs, VolumeCommand};
+pub use restore::{DrillArgs, OverwriteArg, RestoreArgs};
+pub use watch::{AbortArgs, CheckArgs, StatusArgs};
 
 /// Backups on clusters, restorable with stock tools.
 #[derive(Debug, Parser)]
@@ -256,66 +264,6 @@ pub struct SnapshotArgs {
     pub state_dir: Option<PathBuf>,
 }
 
-/// `bk status`
-#[derive(Debug, Args)]
-pub struct StatusArgs {
-    /// Only this job
-    pub job: Option<String>,
-    /// Show them again and again, till none goes on
-    #[arg(long, short)]
-    pub follow: bool,
-}
-
-/// `bk abort`
-#[derive(Debug, Args)]
-pub struct AbortArgs {
-    /// The job
-    pub job: String,
-    /// Why
-    #[arg(long, value_name = "TEXT")]
-    pub comment: Option<String>,
-    /// This node's name in what the run is told (default: the host's name)
-    #[arg(long, env = "BK_NODE", value_name = "NAME")]
-    pub node: Option<String>,
-}
-
-/// `bk check`
-#[derive(Debug, Args)]
-#[command(
-    after_help = "Examples:\n  bk check --warn-age 26h --crit-age 50h\n  bk check db --crit-age 0=8d --crit-age 26h --warn-free 50GiB --prometheus /var/lib/node_exporter/bk.prom\nN=TIME is for the newest good snapshot of level N or below; a limit that neither is typed nor stands in the job's `check` is not looked at."
-)]
-pub struct CheckArgs {
-    /// Jobs; all of the volume by default
-    pub jobs: Vec<String>,
-    /// Warn when the newest good snapshot is so old
-    #[arg(long, value_name = "[N=]TIME")]
-    pub warn_age: Vec<String>,
-    /// Call it critical when the newest good snapshot is so old
-    #[arg(long, value_name = "[N=]TIME")]
-    pub crit_age: Vec<String>,
-    /// Warn when the newest snapshot holds so many percent less than the one of its level before (default: as configured, or 50)
-    #[arg(long, value_name = "PERCENT")]
-    pub warn_drop: Option<u64>,
-    /// Call that critical
-    #[arg(long, value_name = "PERCENT")]
-    pub crit_drop: Option<u64>,
-    /// Warn when the volume has no more free than this
-    #[arg(long, value_name = "SIZE")]
-    pub warn_free: Option<String>,
-    /// Call that critical
-    #[arg(long, value_name = "SIZE")]
-    pub crit_free: Option<String>,
-    /// Warn when the newest drill is so old, or there was none
-    #[arg(long, value_name = "TIME")]
-    pub warn_drill: Option<String>,
-    /// Call that critical
-    #[arg(long, value_name = "TIME")]
-    pub crit_drill: Option<String>,
-    /// Write the numbers to a file for Prometheus' node exporter, too
-    #[arg(long, value_name = "FILE")]
-    pub prometheus: Option<PathBuf>,
-}
-
 /// `bk copy`
 #[derive(Debug, Args)]
 #[command(
@@ -369,98 +317,6 @@ pub struct CatArgs {
     /// Only LEN bytes from OFFSET on; without LEN, to the end
     #[arg(long, value_name = "OFFSET:LEN")]
     pub range: Option<String>,
-}
-
-/// What happens to files that are there already.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum OverwriteArg {
-    /// Leave what is there
-    Never,
-    /// Replace files whose type, size or time differs
-    IfChanged,
-    /// Replace all files
-    Always,
-}
-
-/// `bk restore`
-#[derive(Debug, Args)]
-#[command(
-    after_help = "Examples:\n  bk restore home/latest --target /tmp/back\n  bk restore home/latest --target / /home/ann/letters\n  bk restore vm/latest --stream sdb --to-device /dev/sdb\n  bk restore --runbook shop"
-)]
-pub struct RestoreArgs {
-    /// The snapshot
-    #[arg(required_unless_present = "runbook")]
-    pub snapshot: Option<String>,
-    /// Restore below this directory; it is made when it is missing
-    #[arg(long, short, value_name = "DIR", required_unless_present_any = ["to_device", "runbook"])]
-    pub target: Option<PathBuf>,
-    /// Only these paths of the snapshot, with all below them
-    #[arg(value_name = "PATH")]
-    pub paths: Vec<OsString>,
-    /// Only what matches
-    #[arg(long, short, value_name = "GLOB")]
-    pub include: Vec<String>,
-    /// Not what matches
-    #[arg(long, short, value_name = "GLOB")]
-    pub exclude: Vec<String>,
-    /// What happens to files that are there already
-    #[arg(long, value_enum, default_value = "if-changed")]
-    pub overwrite: OverwriteArg,
-    /// Leave out what could harm: owners, setuid bits, devices, capabilities
-    #[arg(long)]
-    pub safe: bool,
-    /// Show what would be done
-    #[arg(long, short = 'n')]
-    pub dry_run: bool,
-    /// Write a stream onto this device or existing file
-    #[arg(long, value_name = "DEVICE", requires = "stream")]
-    pub to_device: Option<PathBuf>,
-    /// The stream for --to-device
-    #[arg(long, value_name = "NAME", requires = "to_device")]
-    pub stream: Option<String>,
-    /// Do what the runbook of this configured job says: its steps, paths, and streams into commands
-    #[arg(
-        long,
-        value_name = "JOB",
-        conflicts_with_all = ["snapshot", "target", "paths", "include", "exclude", "overwrite", "safe", "to_device", "stream"],
-        help_heading = "Runbook"
-    )]
-    pub runbook: Option<String>,
-    /// From this snapshot (default: the job's latest)
-    #[arg(long = "snapshot", id = "from", value_name = "SNAPSHOT", conflicts_with_all = ["target", "to_device"], help_heading = "Runbook")]
-    pub from: Option<String>,
-    /// Overwrite without asking
-    #[arg(long, short, conflicts_with_all = ["target", "to_device"], help_heading = "Runbook")]
-    pub yes: bool,
-    /// Of a job with sets by role: take the runbook of this one
-    #[arg(long, env = "BK_ROLE", value_name = "NAME", help_heading = "Runbook")]
-    pub role: Option<String>,
-    /// This node's name (default: as configured, or the host's)
-    #[arg(long, env = "BK_NODE", value_name = "NAME", help_heading = "Runbook")]
-    pub node: Option<String>,
-    /// Where steps are noted (default: /var/lib/bk, or below the home of who is not root)
-    #[arg(long, env = "BK_STATE_DIR", value_name = "DIR", help_heading = "Runbook")]
-    pub state_dir: Option<PathBuf>,
-}
-
-/// `bk drill`
-#[derive(Debug, Args)]
-#[command(
-    after_help = "Examples:\n  bk drill shop --scratch /var/tmp\n  bk drill shop/latest~1 --scratch /var/tmp -- sh -c 'pg_restore -l $BK_DRILL_STREAMS/shop'\nThe restored tree lies in BK_DRILL_TREE, each stream as a file in BK_DRILL_STREAMS; both are removed at the end."
-)]
-pub struct DrillArgs {
-    /// The job, of which the newest snapshot is taken; or a snapshot
-    #[arg(value_name = "JOB|SNAPSHOT")]
-    pub what: String,
-    /// Restore into a directory of its own in this one (default: as configured)
-    #[arg(long, value_name = "DIR")]
-    pub scratch: Option<PathBuf>,
-    /// Run this command against what was restored, and take its exit code into account (default: as configured)
-    #[arg(last = true, value_name = "COMMAND")]
-    pub run: Vec<String>,
-    /// This node's name (default: as configured, or the host's)
-    #[arg(long, env = "BK_NODE", value_name = "NAME")]
-    pub node: Option<String>,
 }
 
 /// `bk mount`
@@ -611,75 +467,4 @@ pub struct ReleaseArgs {
 pub struct WhyArgs {
     /// The snapshot; an expired one by its number
     pub snapshot: String,
-}
-
-/// `bk lease`
-#[derive(Debug, Subcommand)]
-pub enum LeaseCommand {
-    /// List the newest lease of each job
-    List {
-        /// Only this job
-        job: Option<String>,
-    },
-    /// End a lease that is in the way; without it, a run waits at most 36 seconds for one that is not renewed
-    Release(LeaseReleaseArgs),
-}
-
-/// `bk lease release`
-#[derive(Debug, Args)]
-pub struct LeaseReleaseArgs {
-    /// The job
-    pub job: String,
-    /// Also one that is renewed: its run is not stopped by that, and may still count
-    #[arg(long)]
-    pub yes: bool,
-    /// This node's name in the lease (default: the host's name)
-    #[arg(long, env = "BK_NODE", value_name = "NAME")]
-    pub node: Option<String>,
-}
-
-/// `bk volume`
-#[derive(Debug, Subcommand)]
-pub enum VolumeCommand {
-    /// Make a directory, or a prefix of an S3 bucket, a volume
-    Create {
-        /// The directory, made when it is missing, or s3://BUCKET/PREFIX
-        place: PathBuf,
-        /// Accept a store without conditional create: only one process at a time will ever write to it
-        #[arg(long)]
-        exclusive_writer: bool,
-    },
-    /// Describe a volume
-    Info {
-        /// The volume (default: --volume)
-        place: Option<PathBuf>,
-    },
-    /// Try whether a volume's store does what bk relies on
-    Check {
-        /// The volume (default: --volume)
-        place: Option<PathBuf>,
-    },
-}
-
-/// `bk config`
-#[derive(Debug, Subcommand)]
-pub enum ConfigCommand {
-    /// Read all of it and say what is wrong
-    Check,
-    /// Show what holds for a job, and where each value comes from; without JOB, what is configured
-    Show {
-        /// The job
-        job: Option<String>,
-        /// The set for this role
-        #[arg(long, env = "BK_ROLE", value_name = "NAME")]
-        role: Option<String>,
-        /// With this agent
-        #[arg(long, env = "BK_AGENT", value_name = "NAME")]
-        agent: Option<String>,
-    },
-    /// Write a commented example
-    Init {
-        /// The file, which must not be there yet [default: /etc/bk/bk.toml]
-        file: Option<PathBuf>,
-    },
 }

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use rustix::process::Signal;
 
 use crate::support::rng::Rng;
-use crate::support::tools::need_root;
+use crate::support::tools::{Mounted, need_root, shell_ok, skip};
 use crate::support::{Bk, World, exit, files_below, sorted};
 
 /// A world with a configured job `shop` of a tree and a stream, with one snapshot.
@@ -239,6 +239,35 @@ fn runs_of_the_job_and_its_restore_keep_away_from_each_other() {
     fs::write(shop.world.path("go"), "").unwrap();
     running.finish().ok();
     shop.bk("snapshot shop").run().ok().says("shop/2");
+}
+
+/// From a medium that cannot be written to there is no lease, and a restore all the same.
+#[test]
+fn a_medium_that_is_read_only_is_restored_from() {
+    let me = "a_medium_that_is_read_only_is_restored_from";
+    if !need_root(me) {
+        return;
+    }
+    let shop = Shop::new(RESTORE);
+    if shop.world.server.is_some() {
+        skip(me, "the volume is on S3");
+        return;
+    }
+    let Some(disk) = Mounted::tmpfs(&shop.world.path("disk"), "64m") else {
+        skip(me, "cannot mount a tmpfs");
+        return;
+    };
+    shell_ok(r#"cp -a "$1" "$2/volume" && mount -o remount,ro "$2""#, &[&shop.world.volume, &disk.at]);
+    let text = fs::read_to_string(&shop.file).unwrap();
+    let moved = format!("url = '{}'", disk.at.join("volume").display());
+    fs::write(&shop.file, text.replace(&format!("url = '{}'", shop.world.volume.display()), &moved)).unwrap();
+    shop.bk("restore --runbook shop --yes").run().ok().says("no lease is taken").says("restored shop/1");
+    assert_eq!(shop.text("back/sub/b"), "content of sub/b");
+    // A drill passes, but cannot be noted there.
+    fs::create_dir(shop.world.path("scratch")).unwrap();
+    let ran = shop.bk("drill shop --scratch").arg(shop.world.path("scratch")).run();
+    let ran = ran.says("drill of shop/1 passed").says("cannot be noted");
+    assert_eq!(ran.code(), exit::VOLUME, "{}", ran.show());
 }
 
 #[test]
