@@ -256,6 +256,20 @@ pub fn unmount(path: &Path, lazy: bool) -> Result<()> {
     }
 }
 
+/// Ends what the mount on `path` still waits for, and takes it away. For one whose process is dead, but cannot go.
+pub fn abort(path: &Path) -> Result<()> {
+    let flags = UnmountFlags::FORCE | UnmountFlags::DETACH | UnmountFlags::NOFOLLOW;
+    if rustix::mount::unmount(path, flags).is_ok() {
+        return Ok(());
+    }
+    // Who is not root may do so by its connection's file, where there is one.
+    if let Some(entry) = mounted_at(path)? {
+        let minor = entry.device.rsplit(':').next().unwrap_or_default();
+        let _ = std::fs::write(format!("/sys/fs/fuse/connections/{minor}/abort"), "1");
+    }
+    unmount(path, true)
+}
+
 /// Has the kernel read ahead so much in files of the mount on `path`, as far as it lets us.
 pub fn set_read_ahead(path: &Path, kib: u64) {
     let Ok(meta) = std::fs::metadata(path) else { return };

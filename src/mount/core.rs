@@ -1,12 +1,6 @@
 //! The file system: what a name leads to, what an inode is, what is in a file. It knows no FUSE.
 
-use std::{
-    ops::Range,
-    sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicUsize, Ordering},
-    },
-};
+use std::sync::Arc;
 
 use quick_cache::{Weighter, sync::Cache};
 use rustix::io::Errno;
@@ -14,9 +8,11 @@ use rustix::io::Errno;
 use super::{
     Answer, Failure, Limits,
     attr::Attr,
-    content::{Content, Piece},
+    content::{Content, Piece, Stored},
     counts::{Counts, add},
-    frames::{Frames, Plain},
+    frames::Frames,
+    gather::{Data, Gathering, joined},
+    give::Give,
     node::{Node, Place},
     pool::{Pool, Promise, Waiting},
     prefetch::Ahead,
@@ -60,30 +56,13 @@ pub struct Core {
     pub(super) top: Top,
     pub(super) monitor: Arc<dyn Monitor>,
     pub(super) counts: Arc<Counts>,
-    frames: Frames,
+    pub(super) frames: Frames,
     ahead: Ahead,
+    pub(super) give: Give,
     contents: Cache<Node, Arc<Content>, ByMemory>,
     views: Cache<Node, usize>,
     /// What waits for indexes and logs, and the deadlines of all that waits.
     pub(super) pool: Pool,
-}
-
-/// Bytes that were read.
-pub enum Data {
-    /// A run of a frame.
-    Run(Plain, Range<usize>),
-    /// Put together.
-    Own(Vec<u8>),
-}
-
-impl Data {
-    /// The bytes.
-    pub fn bytes(&self) -> &[u8] {
-        match self {
-            Data::Run(plain, range) => plain.get(range.clone()).unwrap_or_default(),
-            Data::Own(bytes) => bytes,
-        }
-    }
 }
 
 /// Space as `df` shows it.
@@ -116,6 +95,7 @@ impl Core {
             top: Top::new(volume, shown, blocks, limits.fresh, Arc::clone(&monitor)),
             frames: Frames::new(limits.cache_len, limits.frame_threads, Arc::clone(&counts), Arc::clone(&monitor))?,
             ahead: Ahead::new(limits.ahead_len.min(limits.cache_len / 4)),
+            give: Give::default(),
             contents: Cache::with_weighter(16 << 10, CONTENTS_LEN_MAX, ByMemory),
             views: Cache::new(VIEWS_MAX),
             pool: Pool::new(limits.index_threads, limits.deadline, late),
@@ -348,13 +328,18 @@ impl Core {
     ) {
         let planned = without_waiting(|| self.plan(node, offset, len));
         match planned {
-            Some(Ok((content, pieces))) => match self.at_hand(&pieces) {
-                Some(data) => {
-                    reply(Ok(data));
-                    self.look_ahead(node, &content, &pieces, offset, len);
+            Some(Ok((content, pieces))) => {
+                match self.at_hand(&pieces) {
+                    Some(data) => {
+                        reply(Ok(data));
+                        self.look_ahead(node, &content, &pieces, offset, len);
+                    }
+                    None => self.gather(node, &content, pieces, (offset, len), self.promise(reply)),
                 }
-                None => self.gather(node, &content, pieces, (offset, len), self.promise(reply)),
-            },
+                if offset == 0 {
+                    self.give.note(node, content.size);
+                }
+            }
             Some(Err(e)) => reply(Err(e)),
             None => {
                 let (core, promise) = (Arc::clone(self), self.promise(reply));
@@ -371,6 +356,16 @@ impl Core {
                 });
             }
         }
+    }
+
+    /// Lets `store` give files to the kernel that it will ask for next.
+    pub fn give_with(self: &Arc<Self>, store: impl Fn(Node, &[u8]) -> bool + Send + 'static) {
+        self.give.begin(self, store);
+    }
+
+    /// Notes that files of a frame are given without being asked for: those after it are then fetched like a reader's.
+    pub(super) fn pass(&self, stored: &Stored) {
+        self.ahead.touch(stored).iter().for_each(|stored| self.frames.fetch_ahead(stored));
     }
 
     fn promise(&self, reply: impl FnOnce(Answer<Data>) + Send + 'static) -> Arc<Promise<Data>> {
@@ -433,12 +428,7 @@ impl Core {
                 Piece::Zeros(_) => None,
             })
             .collect();
-        let gathering = Arc::new(Gathering {
-            plains: Mutex::new(pieces.iter().map(|_| None).collect()),
-            missing: AtomicUsize::new(wanted.len()),
-            pieces,
-            promise,
-        });
+        let gathering = Gathering::new(pieces, wanted.len(), promise);
         if wanted.is_empty() {
             gathering.finish();
         }
@@ -446,49 +436,8 @@ impl Core {
             let gathering = Arc::clone(&gathering);
             self.frames.want(&stored, Box::new(move |plain| gathering.take(n, plain)));
         }
-        self.look_ahead(node, content, &gathering.pieces, offset, len);
+        self.look_ahead(node, content, gathering.pieces(), offset, len);
     }
-}
-
-/// A read whose frames are on their way.
-struct Gathering {
-    pieces: Vec<Piece>,
-    plains: Mutex<Vec<Option<Plain>>>,
-    missing: AtomicUsize,
-    promise: Arc<Promise<Data>>,
-}
-
-impl Gathering {
-    fn take(&self, n: usize, plain: Option<Plain>) {
-        let Some(plain) = plain else { return self.promise.keep(Err(Failure::Plain(Errno::IO))) };
-        self.plains.lock().unwrap_or_else(PoisonError::into_inner)[n] = Some(plain);
-        if self.missing.fetch_sub(1, Ordering::AcqRel) == 1 {
-            self.finish();
-        }
-    }
-
-    fn finish(&self) {
-        let plains = std::mem::take(&mut *self.plains.lock().unwrap_or_else(PoisonError::into_inner));
-        let data = match (&self.pieces[..], &plains[..]) {
-            ([Piece::Data { from, len, .. }], [Some(plain)]) => Data::Run(Arc::clone(plain), *from..from + len),
-            (pieces, plains) => joined(pieces, plains),
-        };
-        self.promise.keep(Ok(data));
-    }
-}
-
-fn joined(pieces: &[Piece], plains: &[Option<Plain>]) -> Data {
-    let mut bytes = Vec::new();
-    for (piece, plain) in pieces.iter().zip(plains) {
-        match (piece, plain) {
-            (Piece::Data { from, len, .. }, Some(plain)) => {
-                bytes.extend_from_slice(plain.get(*from..from + len).unwrap_or_default());
-            }
-            (Piece::Zeros(len), _) => bytes.resize(bytes.len() + len, 0),
-            (Piece::Data { .. }, None) => {}
-        }
-    }
-    Data::Own(bytes)
 }
 
 fn text<T: std::str::FromStr>(name: &[u8]) -> Option<T> {

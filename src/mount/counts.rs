@@ -26,7 +26,7 @@ macro_rules! counts {
 
 counts!(
     lookup, getattr, readlink, open, opendir, read, readdir, getxattr, listxattr, lseek, statfs, refused, waited,
-    decoded, ahead, faults
+    decoded, ahead, given, faults
 );
 
 /// One more.

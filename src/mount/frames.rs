@@ -5,11 +5,15 @@
 
 use std::{
     collections::{HashMap, VecDeque},
+    ops::Deref,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
 };
 
-use quick_cache::{DefaultHashBuilder, Lifecycle, OptionsBuilder, Weighter, sync::Cache};
+use quick_cache::{
+    DefaultHashBuilder, OptionsBuilder, Weighter,
+    sync::{Cache, DefaultLifecycle},
+};
 
 use super::{
     content::Stored,
@@ -22,7 +26,7 @@ use crate::{
 };
 
 /// The plain bytes of a frame.
-pub type Plain = Arc<Vec<u8>>;
+pub type Plain = Arc<Held>;
 
 /// Index, stream, offset.
 type Key = (u64, u32, u64);
@@ -30,53 +34,80 @@ type Key = (u64, u32, u64);
 /// Called with the frame; none when it could not be had, which was told.
 type Waiter = Box<dyn FnOnce(Option<Plain>) + Send>;
 
+/// Decoded bytes in a buffer that is used again when nobody has them any more, neither the cache nor a reader.
+pub struct Held {
+    bytes: Vec<u8>,
+    spare: Spare,
+}
+
+impl Deref for Held {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.spare.give_back(std::mem::take(&mut self.bytes));
+    }
+}
+
 #[derive(Clone)]
 struct ByLen;
 
 impl Weighter<Key, Plain> for ByLen {
     fn weight(&self, _: &Key, plain: &Plain) -> u64 {
-        plain.capacity() as u64 + 64
+        plain.bytes.capacity() as u64 + 64
     }
 }
 
-/// Buffers of frames that left the cache, to be filled again: given back to the heap, those of a few MiB leave gaps in it that
-/// nothing fits into. They come in few sizes, and what the cache holds is counted by them.
+/// Buffers nobody uses at the moment. Given back to the heap, those of a few MiB would leave gaps in it that nothing fits into:
+/// with them a cache of 256 MiB took 430 MiB. They come in few sizes, and what the cache holds is counted by them.
 #[derive(Clone, Default)]
-struct Spare(Arc<Mutex<Vec<Vec<u8>>>>);
+struct Spare(Arc<Mutex<VecDeque<Vec<u8>>>>);
 
 /// So many bytes of them wait to be used again.
-const SPARE_LEN_MAX: usize = 16 << 20;
+const SPARE_LEN_MAX: usize = 12 << 20;
 /// Longer frames, which are rare, have buffers of their own.
 const SPARE_FRAME_MAX: usize = 8 << 20;
 /// What a buffer has more than a power of two: the decoder wants a byte.
 const MARGIN: usize = 4096;
 
 impl Spare {
-    fn held(&self) -> MutexGuard<'_, Vec<Vec<u8>>> {
+    fn held(&self) -> MutexGuard<'_, VecDeque<Vec<u8>>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn take(&self, len: usize) -> Vec<u8> {
         let len = len.next_power_of_two().max(MARGIN) + MARGIN;
         let mut held = self.held();
-        match held.iter().position(|buffer| buffer.capacity() == len) {
-            Some(at) => held.swap_remove(at),
-            None => Vec::with_capacity(len),
+        // The last one given back first: it is the likeliest to be in the processor's cache.
+        let found = held.iter().rposition(|buffer| buffer.capacity() == len).and_then(|at| held.remove(at));
+        drop(held);
+        found.unwrap_or_else(|| Vec::with_capacity(len))
+    }
+
+    fn give_back(&self, buffer: Vec<u8>) {
+        if buffer.capacity() > SPARE_FRAME_MAX + MARGIN {
+            return;
         }
+        let mut held = self.held();
+        let mut len = held.iter().map(Vec::capacity).sum::<usize>() + buffer.capacity();
+        // Sizes that are no longer asked for make room.
+        while len > SPARE_LEN_MAX
+            && let Some(old) = held.pop_front()
+        {
+            len -= old.capacity();
+        }
+        held.push_back(buffer);
     }
 }
 
-impl Lifecycle<Key, Plain> for Spare {
-    type RequestState = ();
-
-    fn on_evict(&self, (): &mut (), _: Key, plain: Plain) {
-        // A reader that is still at it keeps it, and lets it go.
-        let Some(buffer) = Arc::into_inner(plain) else { return };
-        let mut held = self.held();
-        if held.iter().map(Vec::capacity).sum::<usize>() + buffer.capacity() <= SPARE_LEN_MAX {
-            held.push(buffer);
-        }
-    }
+/// What of the memory for frames is left for those on their way and for spare buffers.
+fn reserved(cache_len: u64, threads: usize) -> u64 {
+    (cache_len / 8).min(SPARE_LEN_MAX as u64 + threads as u64 * (4 << 20))
 }
 
 /// The frames of a mount.
@@ -85,7 +116,7 @@ pub struct Frames {
 }
 
 struct Shared {
-    cache: Cache<Key, Plain, ByLen, DefaultHashBuilder, Spare>,
+    cache: Cache<Key, Plain, ByLen>,
     spare: Spare,
     flights: Mutex<Flights>,
     news: Condvar,
@@ -120,21 +151,20 @@ fn key_of(stored: &Stored) -> Key {
 impl Frames {
     /// Begins `threads` workers over a cache of `cache_len` bytes.
     pub fn new(cache_len: u64, threads: usize, counts: Arc<Counts>, monitor: Arc<dyn Monitor>) -> Result<Self> {
+        let threads = threads.max(1);
         let items = usize::try_from(cache_len >> 20).unwrap_or(64).max(16);
         // One shard: a frame may be a large part of the cache. Half of it for frames that were used once, so that what was
         // fetched ahead is not pushed out before it is read.
         let options = OptionsBuilder::new()
             .shards(1)
             .estimated_items_capacity(items)
-            .weight_capacity(cache_len)
+            .weight_capacity(cache_len - reserved(cache_len, threads))
             .hot_allocation(0.5)
             .build()
             .map_err(|e| Error::usage(format!("cannot make a cache of {cache_len} bytes: {e}")))?;
-        let threads = threads.max(1);
-        let spare = Spare::default();
         let shared = Arc::new(Shared {
-            cache: Cache::with_options(options, ByLen, Default::default(), spare.clone()),
-            spare,
+            cache: Cache::with_options(options, ByLen, DefaultHashBuilder::default(), DefaultLifecycle::default()),
+            spare: Spare::default(),
             flights: Mutex::default(),
             news: Condvar::new(),
             ahead_max: (threads - threads / 4).max(1),
@@ -259,7 +289,7 @@ impl Shared {
             _ => Vec::new(),
         };
         reader.read(stored.opened.chain.run(stored.run), &stored.frame, &mut plain)?;
-        Ok(Arc::new(plain))
+        Ok(Arc::new(Held { bytes: plain, spare: self.spare.clone() }))
     }
 
     fn done(&self, stored: &Stored, is_ahead: bool, read: Result<Plain>) {

@@ -57,7 +57,10 @@ pub fn serve(core: Arc<Core>, device: OwnedFd, loops: usize) -> Result<Served> {
     config.clone_fd = std::fs::File::options().read(true).write(true).open("/dev/fuse").is_ok();
     config.n_threads = Some(loops);
     // Who may come in is the kernel's to say, by the options of the mount.
-    let session = Session::from_fd(Adapter { core }, device, SessionACL::All, config).map_err(failed)?;
+    let session = Session::from_fd(Adapter { core: Arc::clone(&core) }, device, SessionACL::All, config);
+    let session = session.map_err(failed)?;
+    let notifier = session.notifier();
+    core.give_with(move |node, bytes| notifier.store(INodeNo(node.0), 0, bytes).is_ok());
     session.spawn().map(Served).map_err(failed)
 }
 

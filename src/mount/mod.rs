@@ -7,7 +7,8 @@
 //!   kernel ── fuse (event loops) ── core ─┬─ top      jobs and snapshots, read again when the log has grown
 //!                                         ├─ snap     one snapshot: its chain opened, rows by number
 //!                                         ├─ content  which frames hold a run of a file
-//!                                         └─ frames   decoded frames, one decode for many waiters, workers, prefetch
+//!                                         ├─ frames   decoded frames, one decode for many waiters, workers, prefetch
+//!                                         └─ give     small files handed to the kernel before it asks
 //! ```
 //!
 //! - **Inode numbers are places, not hashes** ([`node`]): snapshot, run of its chain and row in that run's index. So they are the
@@ -27,6 +28,8 @@ pub mod core;
 pub mod counts;
 mod frames;
 pub mod fuse;
+mod gather;
+mod give;
 mod list;
 pub mod node;
 mod pool;

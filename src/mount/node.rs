@@ -2,18 +2,20 @@
 //!
 //! | bits | |
 //! |---|---|
-//! | 40…63 | slot: the snapshot, from its run id; 0 is the mount itself |
-//! | 36…39 | 0…9: run of the chain. 10…13: what has no row, see [`Place`] |
-//! | 0…35 | row of the entries in that run, number of the stream, or job |
+//! | 36…63 | slot: the snapshot, a hash of its run id; 0 is the mount itself |
+//! | 32…35 | 0…9: run of the chain. 10…13: what has no row, see [`Place`] |
+//! | 0…31 | row of the entries in that run, number of the stream, or job |
 //!
 //! 1 is the root of the mount, as FUSE has it.
 
 use crate::model::{digest::Digest, ids::RunId};
 
-const ROW_BITS: u32 = 36;
-const SLOT_SHIFT: u32 = 40;
+const ROW_BITS: u32 = 32;
+const SLOT_SHIFT: u32 = 36;
 /// Slots there are.
-pub const SLOT_COUNT: u32 = 1 << 24;
+pub const SLOT_COUNT: u32 = 1 << 28;
+/// Numbers of jobs there are.
+pub const JOB_COUNT: u64 = 1 << ROW_BITS;
 
 /// An inode number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -102,9 +104,9 @@ pub fn slot_of(run: RunId) -> u32 {
     1 + u32::try_from(hash(&run.to_string()) % u64::from(SLOT_COUNT - 1)).unwrap_or(0)
 }
 
-/// The number of a job, below 2^36; when another has it, the next free one is taken.
+/// The number of a job; when another has it, the next free one is taken.
 pub fn job_of(name: &str) -> u64 {
-    hash(name) % (1 << ROW_BITS)
+    hash(name) % JOB_COUNT
 }
 
 #[cfg(test)]
@@ -116,11 +118,11 @@ mod tests {
         let places = [
             Place::Top,
             Place::Job(0),
-            Place::Job((1 << 36) - 1),
+            Place::Job((1 << 32) - 1),
             Place::Root(1),
             Place::Root(SLOT_COUNT - 1),
             Place::Row { slot: 7, run: 0, row: 0 },
-            Place::Row { slot: 7, run: 9, row: (1 << 36) - 1 },
+            Place::Row { slot: 7, run: 9, row: (1 << 32) - 1 },
             Place::Streams(3),
             Place::Stream(3, 1),
             Place::Stream(3, u32::MAX),
@@ -132,8 +134,8 @@ mod tests {
             assert!(nodes[..n].iter().all(|other| *other != nodes[n]));
         }
         assert_eq!(Node::of(Place::Row { slot: 7, run: 10, row: 0 }), None);
-        assert_eq!(Node::of(Place::Row { slot: 7, run: 0, row: 1 << 36 }), None);
-        for none in [0, 2, 1 << 35, 15 << 36 | 1 << 40] {
+        assert_eq!(Node::of(Place::Row { slot: 7, run: 0, row: 1 << 32 }), None);
+        for none in [0, 2, 1 << 31, 15 << 32 | 1 << 36] {
             assert_eq!(Node(none).place(), None, "{none:x}");
         }
     }

@@ -13,7 +13,7 @@ use rustix::io::Errno;
 
 use super::{
     Answer,
-    node::{SLOT_COUNT, job_of, slot_of},
+    node::{JOB_COUNT, SLOT_COUNT, job_of, slot_of},
     snap::{Opened, Snap},
 };
 use crate::{
@@ -121,7 +121,7 @@ impl State {
             is_changed = true;
             let mut number = job_of(name.as_str());
             while self.by_number.get(&number).is_some_and(|other| *other != name) {
-                number = (number + 1) % (1 << 36);
+                number = (number + 1) % JOB_COUNT;
             }
             self.by_number.insert(number, name.clone());
             let job = Job { name: name.clone(), number, changed_at: now(), snaps: Arc::default(), log: None, newest };

@@ -9,6 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use rustix::process::Pid;
 use serde::Serialize;
 
 use crate::{
@@ -28,6 +29,8 @@ use crate::{
 
 /// How often it is looked whether to end.
 const TICK: Duration = Duration::from_millis(50);
+/// How often it is looked whether bk was killed.
+const LOOK: Duration = Duration::from_secs(1);
 /// Programs in the mount have this long to leave once it was taken out of sight.
 const LEAVE: Duration = Duration::from_secs(5);
 
@@ -177,11 +180,31 @@ impl Watcher {
 
 /// Unmounts the mount with this device from `path` when `input` ends.
 pub fn unmount_after(mut input: impl Read, device: &str, path: &Path) -> Result<()> {
+    if let Some(parent) = rustix::process::getppid() {
+        let (device, path) = (device.to_owned(), path.to_owned());
+        std::thread::spawn(move || {
+            while !is_dead(parent) {
+                std::thread::sleep(LOOK);
+            }
+            // One of its threads may be in the kernel, waiting for an answer that only it could have given.
+            let entry = attach::mounted_at(&path).ok().flatten();
+            if entry.is_some_and(|entry| entry.kind == FS_TYPE && entry.device == device) {
+                let _ = attach::abort(&path);
+            }
+        });
+    }
     let _ = input.read_to_end(&mut Vec::new());
     match attach::mounted_at(path)? {
         Some(entry) if entry.kind == FS_TYPE && entry.device == device => attach::unmount(path, true),
         _ => Ok(()),
     }
+}
+
+/// Whether a process has ended, though threads of it may be left.
+fn is_dead(process: Pid) -> bool {
+    let Ok(stat) = std::fs::read_to_string(format!("/proc/{}/stat", process.as_raw_nonzero())) else { return true };
+    let state = stat.rsplit(')').next().unwrap_or_default();
+    state.trim_start().starts_with(['Z', 'X'])
 }
 
 /// Unmounts what `bk mount` mounted on a path.

@@ -40,7 +40,7 @@ pub fn signal_group(group: Pid, signal: Signal) {
 /// Groups of `session` with a member whose environment holds all of `values`.
 pub fn groups_with(session: i32, values: &BTreeMap<String, String>) -> Vec<Pid> {
     let wanted: Vec<Vec<u8>> = values.iter().map(|(name, value)| format!("{name}={value}").into_bytes()).collect();
-    let own = rustix::process::getpgrp().as_raw_nonzero().get();
+    let own = own().map_or(0, |process| process.group);
     let is_ours = |process: &Process| {
         let environ = std::fs::read(format!("/proc/{}/environ", process.pid)).unwrap_or_default();
         let found = environ.split(|byte| *byte == 0).filter(|entry| wanted.iter().any(|want| want == entry));
@@ -56,7 +56,12 @@ pub fn groups_with(session: i32, values: &BTreeMap<String, String>) -> Vec<Pid> 
     groups.into_iter().filter_map(Pid::from_raw).collect()
 }
 
-/// This process's session.
+/// This process's session; 0 when its leader is outside of this container, as after `docker exec`.
 pub fn session() -> i32 {
-    rustix::process::getsid(None).map_or(0, |pid| pid.as_raw_nonzero().get())
+    own().map_or(0, |process| process.session)
+}
+
+/// This process. Its group and session are read here, too: `rustix` takes ids for positive and panics on 0 from outside of a container.
+fn own() -> Option<Process> {
+    one(std::process::id().cast_signed())
 }

@@ -1,10 +1,13 @@
 //! A job's run: the order of all commands, in success and at each possible failure, and what is left when it is killed.
 
+use std::ffi::OsStr;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::support::job::Job;
+use crate::support::tools::{need_root, skip};
 
 /// All commands of a run that goes well, in order.
 const ORDER: [&str; 12] = [
@@ -69,6 +72,26 @@ fn a_run_that_goes_well() {
     let told: serde_json::Value =
         serde_json::from_slice(&std::fs::read(job.dir.join("env/glad.json")).unwrap()).unwrap();
     assert_eq!((&told["snapshot"], &told["exit"]), (&"app/1".into(), &0.into()));
+}
+
+/// As after `docker exec`: processes that are outside have the number 0 there, bk's session leader among them.
+#[test]
+fn a_run_in_a_container() {
+    let me = "a_run_in_a_container";
+    let alone = ["unshare", "--pid", "--fork", "--mount-proc"].map(OsStr::new);
+    if !need_root(me) {
+        return;
+    }
+    if !Command::new(alone[0]).args(&alone[1..]).arg("true").status().is_ok_and(|status| status.success()) {
+        skip(me, "cannot make a PID namespace");
+        return;
+    }
+    let job = Job::new("run-container");
+    job.bk_under(&alone).run().ok();
+    assert_eq!(job.order(), ORDER);
+    job.mode("b enter", "fail");
+    job.bk_under(&alone).run().code_is(&[7]);
+    assert!(job.entered().is_empty() && job.journals() == 0);
 }
 
 #[test]

@@ -14,19 +14,22 @@ use crate::support::{World, exit};
 
 const KERNEL: &str = "/usr/src/linux-source-6.1.tar.xz";
 
-/// What stock tools find different between a tree and its mount.
-fn tools_agree(world: &World, src: &Path, shown: &Path) {
-    let tar = world.path("compare.tar");
-    for line in [
+/// What stock tools find different between a tree and its mount; all of them at a time.
+fn tools_agree(src: &Path, shown: &Path) {
+    let lines = [
         // diff has no way to compare FIFOs and devices.
         r#"diff -r --no-dereference -x special "$1" "$2""#,
         r#"rsync -naHAX --numeric-ids --checksum --delete --itemize-changes "$1/" "$2/""#,
-        r#"tar -C "$1" --numeric-owner -cf "$3" . 2>/dev/null && tar -C "$2" --numeric-owner --compare -f "$3""#,
-    ] {
-        let output = shell_ok(line, &[src, shown, &tar]);
-        assert_eq!(String::from_utf8_lossy(&output.stdout), "", "{line}");
-    }
-    fs::remove_file(tar).unwrap();
+        r#"tar -C "$1" --numeric-owner -cf - . 2>/dev/null | tar -C "$2" --numeric-owner --compare -f -"#,
+    ];
+    std::thread::scope(|scope| {
+        for line in lines {
+            scope.spawn(move || {
+                let output = shell_ok(line, &[src, shown]);
+                assert_eq!(String::from_utf8_lossy(&output.stdout), "", "{line}");
+            });
+        }
+    });
 }
 
 #[test]
@@ -75,9 +78,9 @@ fn stock_tools_find_no_difference() {
     Tree::new(504).without(DEEP | SOCKETS).build(&world.src);
     world.snapshot("tree", "--frame-size 256KiB").ok();
     let one = Mount::new(&world, "one", "tree/1");
-    tools_agree(&world, &world.src, &one.at);
+    tools_agree(&world.src, &one.at);
     let all = Mount::new(&world, "all", "");
-    tools_agree(&world, &world.src, &all.path("tree/latest/."));
+    tools_agree(&world.src, &all.path("tree/latest/."));
     // The tools see a change when there is one.
     fs::write(world.src.join("plain/a.txt"), "other").unwrap();
     let output = shell(r#"diff -r --no-dereference -x special "$1" "$2""#, &[&world.src, &one.at]);
@@ -130,6 +133,50 @@ fn hard_links_share_an_inode_and_nothing_else_does() {
         }
     }
     assert!(seen.len() > 1500);
+}
+
+#[test]
+fn numbers_stay_when_other_snapshots_come_and_go() {
+    if !can_mount("numbers_stay_when_other_snapshots_come_and_go") {
+        return;
+    }
+    let world = World::new("mount");
+    Tree::new(509).without(DEEP).build(&world.src);
+    for (job, options) in [("tree", "--level 0"), ("other", "--level 0"), ("tree", "--level 1"), ("other", "--level 0")]
+    {
+        fs::write(world.src.join(format!("new-{job}")), options).unwrap();
+        world.snapshot(job, options).ok();
+    }
+    let numbers = || {
+        let mount = Mount::new(&world, "mnt", "");
+        // The older of the job's snapshots and the newer, in another order each time.
+        let mut dirs = crate::support::sorted(&mount.path("tree"));
+        dirs.retain(|dir| !dir.ends_with("latest"));
+        let found: Vec<_> = dirs.iter().rev().take(2).map(|dir| inode_numbers(dir)).collect();
+        mount.end().ok();
+        found
+    };
+    let before = numbers();
+    assert!(before.iter().all(|found| found.len() > 500));
+    // Others come, one goes, a new job does, too.
+    world.snapshot("other", "--level 0").ok();
+    world.snapshot("a-new-job", "--level 0").ok();
+    world.bk("expire --set other/1 2020-01-01T00:00:00Z").run().ok();
+    world.bk("expire other --yes").run().ok();
+    assert_eq!(numbers(), before);
+    // One of the two by itself shows the same, but for the root.
+    let one = Mount::new(&world, "mnt", "tree/2");
+    let tail = |path: &[u8], root: &Path| path[root.as_os_str().len()..].to_vec();
+    let alone: Vec<_> = inode_numbers(&one.at).into_iter().map(|(path, n)| (tail(&path, &one.at), n)).collect();
+    let root = world.path("mnt/tree").join(dir_of(&before[0]));
+    let among: Vec<_> = before[0].iter().map(|(path, n)| (tail(path, &root), *n)).collect();
+    assert_eq!(alone, among);
+}
+
+/// The name of the snapshot's directory in paths of a mount of all.
+fn dir_of(found: &BTreeMap<Vec<u8>, u64>) -> String {
+    let path = String::from_utf8_lossy(found.keys().next().unwrap()).into_owned();
+    path.split("/mnt/tree/").nth(1).unwrap().split('/').next().unwrap().to_owned()
 }
 
 /// Changes a tree in every way a level can hold.
@@ -310,17 +357,20 @@ fn the_kernel_tree_is_shown_as_it_was() {
     let members = if whole { "" } else { "linux-source-6.1/drivers/net/wireless" };
     shell_ok(&format!("tar -C \"$1\" -xJf {KERNEL} {members}"), &[&world.src]);
     world.snapshot("kernel", "--part-size 16MiB").ok();
-    let one = Mount::new(&world, "one", "kernel/1");
-    assert_same(&inventory(&world.src), &inventory(&one.at), &Compare::EXACT, "the kernel tree");
-    tools_agree(&world, &world.src, &one.at);
+    let one = Mount::new(&world, "one", "--cache-memory 256MiB kernel/1");
     // Files come before directories in a list, as they are stored: whoever goes down depth first decodes each frame once.
-    let one = Mount::new(&world, "other", "kernel/1");
     shell_ok(r#"tar -C "$1" -cf - . | cat >/dev/null"#, &[&one.at]);
-    let stored = world.parts("kernel", "tree-");
-    assert!(!stored.is_empty());
-    let bytes: u64 = inventory(&world.src).values().map(|record| record.size.next_multiple_of(512) + 1536).sum();
+    let before = inventory(&world.src);
+    let bytes: u64 = before.values().map(|record| record.size.next_multiple_of(512) + 1536).sum();
     let (decoded, frames) = (one.count("decoded"), bytes / (3 << 20) + 4);
     assert!(decoded <= frames, "{decoded} frames were decoded for {bytes} bytes");
+    // Of the whole tree more went through the cache than it holds.
+    let peak = one.peak();
+    assert!(peak <= (64 + 256) << 10, "{peak} KiB for a cache of 256 MiB");
+    // What was read, and what was given unasked.
+    assert_same(&before, &inventory(&one.at), &Compare::EXACT, "the kernel tree");
+    tools_agree(&world.src, &one.at);
+    assert_eq!(one.count("faults"), 0);
 }
 
 #[test]

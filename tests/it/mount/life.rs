@@ -4,6 +4,7 @@ use std::fs::{self, File};
 use std::io::Read;
 use std::os::unix::net::UnixDatagram;
 use std::path::PathBuf;
+use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use rustix::mount::{MountFlags, UnmountFlags};
@@ -11,6 +12,7 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use super::{Mount, can_mount, is_mounted, wait_for};
 use crate::support::rng::Rng;
+use crate::support::tools::need;
 use crate::support::{World, exit, files_below, sorted};
 
 fn world() -> World {
@@ -141,6 +143,38 @@ fn a_killed_bk_leaves_nothing_mounted() {
     let again = Mount::new(&world, "mnt", "tree/1");
     assert!(fs::read(again.path("d1/f1")).unwrap() == fs::read(world.src.join("d1/f1")).unwrap());
     again.end().ok();
+}
+
+#[test]
+fn killed_while_a_tree_is_read_it_lets_its_reader_go() {
+    let me = "killed_while_a_tree_is_read_it_lets_its_reader_go";
+    if !can_mount(me) || !need(me, &["tar"]) {
+        return;
+    }
+    let world = World::new("mount");
+    for n in 0..3000 {
+        let dir = world.src.join(format!("d{}", n / 60));
+        fs::create_dir_all(&dir).unwrap();
+        fs::write(dir.join(format!("f{n}")), Rng::new(n).content(9000)).unwrap();
+    }
+    world.snapshot("tree", "--frame-size 256KiB").ok();
+    let mut given = 0;
+    for round in 0..12 {
+        let mut mount = Mount::new(&world, "mnt", "tree/1");
+        let mut tar = Command::new("tar");
+        tar.arg("-C").arg(&mount.at).args(["-cf", "-", "."]).stdout(Stdio::piped()).stderr(Stdio::null());
+        let mut tar = tar.spawn().unwrap();
+        let mut out = tar.stdout.take().unwrap();
+        // Killed after ever more of it, files of the next directories on their way.
+        out.read_exact(&mut vec![0; 1_000_000 + 800_000 * round]).unwrap();
+        given += mount.count("given");
+        kill(mount.pid);
+        let _ = std::io::copy(&mut out, &mut std::io::sink());
+        tar.wait().unwrap();
+        assert_eq!(mount.bk.take().unwrap().finish().code(), 128 + 9);
+        wait_for("the watcher to unmount", || !is_mounted(&mount.at));
+    }
+    assert!(given > 0);
 }
 
 #[test]

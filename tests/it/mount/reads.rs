@@ -6,7 +6,7 @@ use std::path::Path;
 
 use rustix::fs::{SeekFrom, seek};
 
-use super::{Mount, can_mount};
+use super::{Mount, can_mount, wait_for};
 use crate::support::World;
 use crate::support::rng::Rng;
 use crate::support::tools::{need, shell_ok};
@@ -177,6 +177,49 @@ fn what_was_asked_once_is_not_asked_again() {
     tar();
     assert_eq!(mount.count("decoded"), decoded);
     assert!(decoded <= 12, "{decoded} frames were fetched of about 8");
+}
+
+#[test]
+fn who_reads_files_in_order_is_given_the_next() {
+    if !can_mount("who_reads_files_in_order_is_given_the_next") {
+        return;
+    }
+    let world = World::new("mount");
+    for n in 0..400u64 {
+        let dir = world.src.join(format!("d{}", n / 100));
+        fs::create_dir_all(&dir).unwrap();
+        // Of every size that a page may be filled by, and now and then one too large to be given.
+        let size = if n % 50 == 30 { 300_000 } else { [1, 4095, 4096, 4097, 8192, 20_000][n as usize % 6] };
+        fs::write(dir.join(format!("f{n:03}")), Rng::new(n).noise(size)).unwrap();
+    }
+    world.snapshot("tree", "").ok();
+    let mount = Mount::new(&world, "mnt", "tree/1");
+    let read = |n: u64| {
+        let name = format!("d{}/f{n:03}", n / 100);
+        assert!(fs::read(mount.path(&name)).unwrap() == fs::read(world.src.join(&name)).unwrap(), "{name}");
+    };
+    let listed = |dir: &str| fs::read_dir(mount.path(dir)).unwrap().count();
+    // Far from each other, files are read as they are asked for.
+    assert_eq!((listed("d0"), listed("d1"), listed("d2")), (100, 100, 100));
+    for n in [299, 199, 99] {
+        read(n);
+    }
+    assert_eq!(mount.count("given"), 0);
+    // In order, those after the second are there before anybody asks.
+    read(0);
+    read(1);
+    wait_for("files that are given", || mount.count("given") >= 8);
+    let before = mount.count("read");
+    (2..10).for_each(read);
+    assert_eq!(mount.count("read"), before);
+    // All of it, in order, and again from the kernel's memory.
+    (10..300).for_each(read);
+    assert!(mount.count("given") > 8);
+    let before = mount.count("read");
+    (0..300).for_each(read);
+    assert_eq!(mount.count("read"), before);
+    assert_eq!(mount.count("faults"), 0);
+    mount.end().ok();
 }
 
 #[test]

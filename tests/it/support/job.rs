@@ -1,6 +1,7 @@
 //! A configured job whose commands are all one recording script, told by files beside it how to behave.
 
 use std::collections::BTreeMap;
+use std::ffi::OsStr;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
@@ -118,8 +119,13 @@ impl Job {
 
     /// `bk snapshot app`
     pub fn bk(&self) -> Bk {
+        self.bk_under(&[])
+    }
+
+    /// The same as the argument of another program.
+    pub fn bk_under(&self, program: &[&OsStr]) -> Bk {
         drop(fs::remove_file(self.dir.join("log")));
-        Bk::new("snapshot app --json --config").arg(self.configure())
+        Bk::under(program, "snapshot app --json --config").arg(self.configure())
     }
 
     /// `bk recover`

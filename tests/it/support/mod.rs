@@ -2,7 +2,7 @@
 //!
 //! A `World` is one directory (on `/dev/shm` when there) with `volume/`, `src/` and room for outputs; it cleans itself.
 //! With `BK_TEST_VOLUME=s3` its volume is reached through an S3 server in this process instead; its objects lie as files
-//! below `volume` all the same.
+//! below `volume` all the same. `moto` and `given` (what `BK_TEST_S3_URL` names) are for the tests that never look there.
 
 pub mod example;
 pub mod history;
@@ -240,8 +240,15 @@ pub struct World {
 
 impl World {
     pub fn new(name: &str) -> Self {
-        if std::env::var_os("BK_TEST_VOLUME").is_some_and(|kind| kind == "s3") {
-            return Self::on_s3(name);
+        match std::env::var("BK_TEST_VOLUME").ok().as_deref() {
+            Some("s3") => return Self::on_s3(name),
+            Some("moto") => {
+                let moto = s3::Server::moto(name);
+                return moto.map_or_else(|| Self::on_s3(name), |server| Self::on(temp_dir(name), server));
+            }
+            Some("given") => return Self::on(temp_dir(name), s3::Server::given().expect("BK_TEST_S3_URL names none")),
+            Some(other) => panic!("BK_TEST_VOLUME is s3, moto or given, not {other}"),
+            None => {}
         }
         let dir = temp_dir(name);
         let (volume, src) = (dir.path().join("volume"), dir.path().join("src"));
