@@ -81,6 +81,16 @@ fn list(context: &Context<'_>) -> Result<Ended> {
         let place = config.place(&["volume", name.as_str()]);
         let comment = volume.comment.as_ref().map_or_else(String::new, |text| format!("  {text}"));
         out.line(&format!("volume {name}  {}{comment}  # {place}", volume.url))?;
+        for key in config.keys_of(&["volume", name.as_str()]) {
+            let path = ["volume", name.as_str(), key.as_str()];
+            if !matches!(key.as_str(), "url" | "comment") {
+                out.line(&format!(
+                    "    {key} = {}  # {}",
+                    config.value(&path).unwrap_or_default(),
+                    config.place(&path)
+                ))?;
+            }
+        }
     }
     for (name, job) in &config.text.job {
         let place = config.place(&["job", name.as_str()]);

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use serde::Serialize;
 
-use super::{Context, Ended};
+use super::{Context, Ended, progress::Progress};
 use crate::{
     clock::System,
     config::{
@@ -124,14 +124,17 @@ impl After {
     }
 
     /// Copies a snapshot that was just taken to every volume, whatever becomes of the others.
-    pub fn run(&self, context: &Context<'_>, source: &Target, snapshot: &str) -> Vec<Copied> {
+    pub fn run(&self, context: &Context<'_>, source: &Target, snapshot: &str, progress: &Progress<'_>) -> Vec<Copied> {
+        if !self.places.is_empty() {
+            progress.turn_to("copy");
+        }
         let one = |place: &PathBuf| {
             let volume = place.display().to_string();
             let copied = || -> Result<Copied> {
                 let (source, target) = (super::open(source)?, context.other(place)?);
                 let (what, to_job) = (vec![What::Snapshot(snapshot.parse::<SnapshotName>()?)], None);
                 let request = Request { what, to_job, keep: self.keep, threads: self.threads };
-                let mut outcome = copy::run(&source, &target, &request, &System, &context.progress("copy"))?;
+                let mut outcome = copy::run(&source, &target, &request, &System, progress)?;
                 if let Some(e) = outcome.errors.pop() {
                     return Err(e);
                 }

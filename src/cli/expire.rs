@@ -18,7 +18,7 @@ use crate::{
 };
 
 /// Deletes wait for the store, not for a processor: a few at once are enough.
-const DELETE_THREADS: usize = 8;
+pub const DELETE_THREADS: usize = 8;
 
 pub fn run(context: &Context<'_>, args: &ExpireArgs) -> Result<Ended> {
     if let Some([snapshot, at]) = args.set.as_deref() {

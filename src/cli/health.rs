@@ -7,19 +7,27 @@ pub use crate::ops::health::Ran;
 use super::{Context, Ended};
 use crate::{
     clock::System,
-    config::{typed::CheckArgs, volume::Target},
+    config::{
+        job::{Chosen, Job},
+        keys::CheckText,
+        typed::CheckArgs,
+        volume::Target,
+    },
     error::{Error, Result},
-    model::{ids::Name, show, time::Lifetime, units::parse_size},
+    model::{ids::Name, show, span::Span, time::Lifetime, units::parse_size},
     ops::health::{self, Outcome},
     plan::health::{Finding, Limit, Limits, Metric, Status},
 };
 
+/// A snapshot that holds so many percent less than the one of its level before is worth a warning.
+const WARN_DROP: u64 = 50;
+
 pub fn run(context: &Context<'_>, args: &CheckArgs) -> Result<Ended> {
     // What is typed wrongly is said in the way of every verb; all else in the way of a monitoring system.
-    let limits = limits(args)?;
+    let typed = limits(args)?;
     let jobs = args.jobs.iter().map(|job| job.parse()).collect::<Result<Vec<Name>>>()?;
     let volume = jobs.first().map_or_else(|| context.volume(), |job| context.volume_of(job));
-    let found = volume.and_then(|volume| health::run(&volume, &jobs, &limits, &System));
+    let found = volume.and_then(|volume| health::run(&volume, &jobs, &|job| of_job(context, job, &typed), &System));
     let outcome = match found {
         Ok(outcome) => outcome,
         Err(e) => {
@@ -100,9 +108,32 @@ fn limits(args: &CheckArgs) -> Result<Limits> {
             *(if is_crit { &mut limit.crit } else { &mut limit.warn }) = seconds;
         }
     }
-    limits.drop = Limit { warn: Some(args.warn_drop), crit: args.crit_drop };
+    limits.drop = Limit { warn: args.warn_drop, crit: args.crit_drop };
+    let time = |text: &Option<String>| text.as_ref().map(|text| seconds(text)).transpose();
+    limits.drill = Limit { warn: time(&args.warn_drill)?, crit: time(&args.crit_drill)? };
     let size = |text: &Option<String>| text.as_ref().map(|text| parse_size(text)).transpose();
     limits.free = Limit { warn: size(&args.warn_free)?, crit: size(&args.crit_free)? };
+    Ok(limits)
+}
+
+/// What was typed, and for what was not, what the job's `check` says.
+fn of_job(context: &Context<'_>, stored: &Name, typed: &Limits) -> Result<Limits> {
+    let config = context.config()?;
+    let text = match config.job_of(stored) {
+        Some(name) => {
+            let open = Chosen { is_open: true, ..Chosen::default() };
+            Job::resolve(config, name, &open)?.text.check.unwrap_or_default()
+        }
+        None => CheckText::default(),
+    };
+    let span = |span: Option<Span>| span.map(|span| span.0.as_secs());
+    let (mut limits, size) = (typed.clone(), text.min_free.map(|size| size.0));
+    limits.age.warn = typed.age.warn.or(span(text.warn_age));
+    limits.age.crit = typed.age.crit.or(span(text.max_age));
+    limits.level_age[0].crit = typed.level_age[0].crit.or(span(text.max_age_full));
+    limits.drop.warn = typed.drop.warn.or(text.max_drop.map(|percent| u64::from(percent.0))).or(Some(WARN_DROP));
+    limits.free.warn = typed.free.warn.or(size);
+    limits.drill.warn = typed.drill.warn.or(span(text.max_drill_age));
     Ok(limits)
 }
 
@@ -118,8 +149,9 @@ fn seconds(text: &str) -> Result<u64> {
 pub fn after_run(context: &Context<'_>, path: &Path, target: &Target, ran: Result<Ran>) {
     let written = ran.and_then(|ran| {
         // A volume that cannot be reached is told by the exit code.
-        let outcome = super::open(target)
-            .and_then(|volume| health::run(&volume, std::slice::from_ref(&ran.job), &Limits::default(), &System));
+        let outcome = super::open(target).and_then(|volume| {
+            health::run(&volume, std::slice::from_ref(&ran.job), &|_| Ok(Limits::default()), &System)
+        });
         health::replace(path, &health::prometheus(outcome.ok().as_ref(), Some(&ran)))
     });
     if let Err(e) = written {

@@ -102,6 +102,11 @@ impl Asked {
         }
     }
 
+    /// Whether snapshots past their time go after it.
+    pub fn expires_after(&self) -> bool {
+        matches!(self, Self::Job(job) if job.text.expire_after == Some(true))
+    }
+
     /// Its volume.
     pub fn target(&self, context: &Context<'_>, stored: &Name) -> Result<Target> {
         // A set may name a volume of its own, which the name of the job does not tell.

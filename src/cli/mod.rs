@@ -4,6 +4,7 @@ mod browse;
 mod check;
 mod config;
 mod copy;
+mod drill;
 mod exit;
 mod expire;
 mod health;
@@ -17,6 +18,7 @@ mod progress;
 mod recover;
 mod restore;
 mod run;
+mod runbook;
 mod shell;
 mod signals;
 mod snapshot;
@@ -95,6 +97,7 @@ fn run(cli: &Cli, out: &Output, signals: &signals::Signals) -> Result<Ended> {
         Command::Export(args) => browse::export(&context, args),
         Command::Diff(args) => browse::diff(&context, args),
         Command::Restore(args) => restore::run(&context, args),
+        Command::Drill(args) => drill::run(&context, args),
         Command::Recover(args) => recover::run(&context, args),
         Command::Verify(args) => check::run(&context, args),
         Command::Expire(args) => expire::run(&context, args),

@@ -29,8 +29,9 @@ pub struct Progress<'a> {
     ticker: Option<(std::thread::JoinHandle<()>, std::sync::mpsc::Sender<()>)>,
 }
 
-#[derive(Default)]
 struct Counts {
+    /// What goes on, and since when.
+    phase: Mutex<(&'static str, Instant)>,
     entries: AtomicU64,
     bytes: AtomicU64,
     entries_expected: AtomicU64,
@@ -41,8 +42,8 @@ struct Counts {
 impl<'a> Progress<'a> {
     /// Begins; draws only on a terminal.
     pub fn new(out: &'a Output, signals: &'a Signals, verb: &'static str) -> Self {
-        let counts = Arc::new(Counts::default());
         let started = Instant::now();
+        let counts = Arc::new(Counts::new(verb, started));
         let mut progress = Self { out, signals, started, counts: Arc::clone(&counts), bar: None, ticker: None };
         if out.draws() {
             let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
@@ -53,7 +54,7 @@ impl<'a> Progress<'a> {
             let shown = bar.clone();
             let ticker = std::thread::spawn(move || {
                 while stopped.recv_timeout(TICK) == Err(std::sync::mpsc::RecvTimeoutError::Timeout) {
-                    shown.set_message(counts.line(verb, started.elapsed()));
+                    shown.set_message(counts.line());
                     shown.tick();
                 }
             });
@@ -63,6 +64,17 @@ impl<'a> Progress<'a> {
         progress
     }
 
+    /// Something else goes on from now on, and is counted from nothing.
+    pub fn turn_to(&self, verb: &'static str) {
+        if let Ok(mut phase) = self.counts.phase.lock() {
+            *phase = (verb, Instant::now());
+        }
+        let Counts { entries, bytes, entries_expected, bytes_expected, .. } = &*self.counts;
+        for count in [entries, bytes, entries_expected, bytes_expected] {
+            count.store(0, Ordering::Relaxed);
+        }
+    }
+
     /// Since the start.
     pub fn elapsed(&self) -> Duration {
         self.started.elapsed()
@@ -70,13 +82,27 @@ impl<'a> Progress<'a> {
 }
 
 impl Counts {
+    fn new(verb: &'static str, since: Instant) -> Self {
+        let zero = || AtomicU64::new(0);
+        Self {
+            phase: Mutex::new((verb, since)),
+            entries: zero(),
+            bytes: zero(),
+            entries_expected: zero(),
+            bytes_expected: zero(),
+            path: Mutex::default(),
+        }
+    }
+
     #[expect(
         clippy::cast_precision_loss,
         clippy::cast_possible_truncation,
         clippy::cast_sign_loss,
         reason = "shown with three digits"
     )]
-    fn line(&self, verb: &str, elapsed: Duration) -> String {
+    fn line(&self) -> String {
+        let (verb, since) = self.phase.lock().map_or_else(|poisoned| *poisoned.into_inner(), |phase| *phase);
+        let elapsed = since.elapsed();
         let load = |n: &AtomicU64| n.load(Ordering::Relaxed);
         let (entries, bytes) = (load(&self.entries), load(&self.bytes));
         let rate = bytes as f64 / elapsed.as_secs_f64().max(0.001);

@@ -17,14 +17,14 @@ use crate::{
 const NAMED_MAX: usize = 20;
 
 pub fn run(context: &Context<'_>, args: &RestoreArgs) -> Result<Ended> {
+    if let Some(job) = &args.runbook {
+        return super::runbook::run(context, args, job);
+    }
+    let snapshot = args.snapshot.as_ref().ok_or_else(|| Error::usage("no snapshot is named"))?;
     let threads = meaning::threads(context.global)?;
     if let (Some(device), Some(stream)) = (&args.to_device, &args.stream) {
-        let options = DeviceOptions {
-            snapshot: args.snapshot.parse()?,
-            stream: stream.parse()?,
-            device: device.clone(),
-            threads,
-        };
+        let options =
+            DeviceOptions { snapshot: snapshot.parse()?, stream: stream.parse()?, device: device.clone(), threads };
         let (volume, progress) = (context.volume_of(&options.snapshot.job)?, context.progress("restore"));
         let outcome = restore::to_device(&volume, &options, &progress)?;
         drop(progress);
@@ -37,7 +37,7 @@ pub fn run(context: &Context<'_>, args: &RestoreArgs) -> Result<Ended> {
     }
     let target = args.target.clone().ok_or_else(|| Error::usage("--target DIR is missing"))?;
     let options = Options {
-        snapshot: args.snapshot.parse()?,
+        snapshot: snapshot.parse()?,
         target,
         paths: args.paths.iter().map(|path| path.as_bytes().to_vec()).collect(),
         include: args.include.clone(),

@@ -1,14 +1,21 @@
 //! `bk snapshot`
 
-use super::{Context, Ended, copy, health, job, progress::show_time, run as shown};
+use std::cell::OnceCell;
+
+use super::{
+    Context, Ended, copy, health, job,
+    progress::{Progress, show_time},
+    run as shown,
+};
 use crate::{
     clock::System,
-    config::{meaning, typed::SnapshotArgs},
+    config::{meaning, typed::SnapshotArgs, volume::Target},
     engine::{beat, cluster::gate::Open},
     error::{Error, Result},
     format::notes::COMMENT_LEN_MAX,
     model::units::show_size,
     ops::{
+        expire,
         run::{self, Job, Work},
         snapshot::{self, Guards, Outcome, Planned, Request},
     },
@@ -50,16 +57,49 @@ pub fn run(context: &Context<'_>, args: &SnapshotArgs) -> Result<Ended> {
     };
     let requested = |open: &Open| in_role(open.role.as_deref());
     let progress = context.progress("snapshot");
-    let mut report = run::run(&job, &Work { open: &open, request: &requested }, &System, &progress);
+    let (expired, copied) = (OnceCell::new(), OnceCell::new());
+    let then = |outcome: &Outcome| {
+        let mut errors = Vec::new();
+        if asked.expires_after() {
+            progress.turn_to("expire");
+            match expire_now(&target, &request, &progress) {
+                Ok((outcome, faults)) => {
+                    errors.extend(faults);
+                    let _ = expired.set(outcome);
+                }
+                Err(e) => errors.push(e.context("not expired")),
+            }
+        }
+        let mut copies = after.run(context, &target, &outcome.snapshot, &progress);
+        errors.extend(copies.iter_mut().filter_map(copy::Copied::take_error));
+        let _ = copied.set(copies);
+        errors
+    };
+    let work = Work { open: &open, request: &requested, then: &then };
+    let report = run::run(&job, &work, &System, &progress);
     let seconds = progress.elapsed().as_secs_f64();
     drop(progress);
-    let taken = report.taken().map(|outcome| outcome.snapshot.clone());
-    let mut copies = taken.map_or_else(Vec::new, |snapshot| after.run(context, &target, &snapshot));
-    report.after(copies.iter_mut().filter_map(copy::Copied::take_error));
+    let copies = copied.get().map_or(&[][..], |copies: &Vec<copy::Copied>| copies);
     if let Some(path) = &args.metrics {
         health::after_run(context, path, &target, health::Ran::now(&request.job, report.exit(), seconds));
     }
-    shown::show(context, (&report, &copies), seconds, |outcome| summary(context, outcome, seconds))
+    shown::show(context, (&report, copies, expired.get()), seconds, |outcome| summary(context, outcome, seconds))
+}
+
+/// `expire_after`: what is past its time goes, of this job.
+fn expire_now(target: &Target, request: &Request, progress: &Progress<'_>) -> Result<(expire::Outcome, Vec<Error>)> {
+    let request = expire::Request {
+        job: Some(request.job.clone()),
+        node: request.node.clone(),
+        allow_last: false,
+        yes: false,
+        dry_run: false,
+        sweep_grace: expire::SWEEP_GRACE_SECONDS,
+        threads: super::expire::DELETE_THREADS,
+    };
+    let mut outcome = expire::run(&super::open(target)?, &request, &System, progress)?;
+    let errors = std::mem::take(&mut outcome.errors);
+    Ok((outcome, errors))
 }
 
 /// How the run says how far it is; tests cannot wait so long and set `BK_TEST_BEAT_MS`.

@@ -34,6 +34,7 @@ fn create(context: &Context<'_>, place: &Path, exclusive_writer: bool) -> Result
     if let Some(mount_point) = &target.expected.mount_point {
         mount::require(mount_point).map_err(|e| e.with_kind(Kind::Volume))?;
     }
+    let exclusive_writer = exclusive_writer || target.access.exclusive_writer;
     let access = Access { exclusive_writer, ..target.access };
     let volume = volume::create(&target.place, &access, System.now()?)?;
     if context.out.is_json() {

@@ -45,6 +45,19 @@ impl Document {
         value.map(show)
     }
 
+    /// The keys of a table, in their order.
+    pub fn keys(&self, table: &[&str]) -> Vec<String> {
+        let Some(tree) = self.tree() else { return Vec::new() };
+        let mut keys: Vec<(usize, String)> = match find(&tree, table) {
+            Some((_, Some(DeValue::Table(found)))) => {
+                found.keys().map(|key| (key.span().start, key.get_ref().to_string())).collect()
+            }
+            _ => Vec::new(),
+        };
+        keys.sort();
+        keys.into_iter().map(|(_, key)| key).collect()
+    }
+
     /// Whether a key is there.
     pub fn has(&self, keys: &[&str]) -> bool {
         self.tree().is_some_and(|tree| {

@@ -118,6 +118,11 @@ impl Config {
         self.documents.iter().find(|document| document.has(keys))?.value(keys)
     }
 
+    /// The keys of a table, in the order they stand there.
+    pub fn keys_of(&self, table: &[&str]) -> Vec<String> {
+        self.documents.iter().find(|document| document.has(table)).map_or_else(Vec::new, |one| one.keys(table))
+    }
+
     /// An error of a key: its place and name go before.
     pub fn wrong(&self, keys: &[&str], error: Error) -> Error {
         error.with_kind(Kind::Usage).context(format!("{}: {}", self.place(keys), keys.join(".")))
@@ -133,15 +138,18 @@ impl Config {
         self.text.job.get(name)
     }
 
-    /// The volume of a job, by the job's name on the volume: with `per_node` that is `JOB.NODE`.
+    /// The configured job, by its name on the volume: with `per_node` that is `JOB.NODE`.
+    pub fn job_of(&self, stored: &Name) -> Option<&Name> {
+        let begins =
+            |name: &Name| stored.as_str().strip_prefix(name.as_str()).is_some_and(|rest| rest.starts_with('.'));
+        let per_node = self.text.job.iter().filter(|(name, text)| text.per_node == Some(true) && begins(name));
+        let of_node = || per_node.max_by_key(|(name, _)| name.as_str().len()).map(|(name, _)| name);
+        self.text.job.get_key_value(stored).map(|(name, _)| name).or_else(of_node)
+    }
+
+    /// The volume of a job, by the job's name on the volume.
     pub fn volume_of(&self, stored: &Name) -> Option<&Name> {
-        let of_node = || {
-            let begins =
-                |name: &Name| stored.as_str().strip_prefix(name.as_str()).is_some_and(|rest| rest.starts_with('.'));
-            let per_node = self.text.job.iter().filter(|(name, text)| text.per_node == Some(true) && begins(name));
-            per_node.max_by_key(|(name, _)| name.as_str().len()).map(|(_, text)| text)
-        };
-        let job = self.job(stored).or_else(of_node)?;
+        let job = self.job(self.job_of(stored)?)?;
         let agent = job.agent.as_ref().or(self.text.defaults.agent.as_ref()).and_then(|name| self.text.agent.get(name));
         job.volume.as_ref().or_else(|| agent?.volume.as_ref())
     }

@@ -198,6 +198,15 @@ impl Job {
         if let Some(actions) = &text.runbook {
             check_actions(actions).map_err(|e| wrong("runbook", e))?;
         }
+        if let Some(drill) = &text.drill {
+            check_env(&drill.env).map_err(|e| wrong("drill", e))?;
+            if let Some(command) = &drill.command {
+                command.clone().argv(drill.shell, "command").map_err(|e| wrong("drill", e))?;
+            }
+            if let Some(scratch) = drill.scratch.as_ref().filter(|dir| dir.is_relative()) {
+                return Err(wrong("drill", format!("`scratch`: {} is not an absolute path", scratch.display())));
+            }
+        }
         self.streams = self.read_streams(config)?;
         if !is_open && self.text.paths.as_ref().is_none_or(Vec::is_empty) && self.streams.is_empty() {
             return Err(Error::usage(format!(

@@ -77,6 +77,14 @@ pub struct VolumeText {
     pub in_flight: Option<Size>,
     /// S3: keep no copies of records and indexes here.
     pub no_cache: Option<bool>,
+    /// S3: such copies take at most this much, of all volumes together.
+    pub cache_size: Option<Size>,
+    /// S3: the store has no conditional create, and only one process at a time writes to it.
+    pub exclusive_writer: Option<bool>,
+    /// Bytes a second that are sent at most, on average.
+    pub limit_upload: Option<Size>,
+    /// Bytes a second that are fetched at most, on average.
+    pub limit_download: Option<Size>,
     /// What it is for.
     pub comment: Option<String>,
 }
@@ -126,6 +134,26 @@ pub struct CheckText {
     pub min_free: Option<Size>,
     /// Age of the newest drill that is worth a warning.
     pub max_drill_age: Option<Span>,
+}
+
+/// `[job.NAME.drill]`: where and with what `bk drill` tries a restore.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DrillText {
+    /// A directory of the drill's own is made in this one.
+    pub scratch: Option<PathBuf>,
+    /// Tries what was restored.
+    pub command: Option<CommandText>,
+    /// `command` is a line for the shell.
+    #[serde(default)]
+    pub shell: bool,
+    /// How long it may take.
+    pub timeout: Option<Span>,
+    /// Who runs it.
+    pub user: Option<String>,
+    /// Added to its environment.
+    #[serde(default)]
+    pub env: BTreeMap<String, String>,
 }
 
 /// A table with its keys all optional, and what takes their place when they are missing.
@@ -217,6 +245,8 @@ layered! {
         strict_base: bool,
         /// How long snapshots are kept.
         expire: ByLevel<Keep>,
+        /// After a snapshot those of the job that are past their time go.
+        expire_after: bool,
         /// Younger snapshots make a run unnecessary.
         min_interval: Keep,
 
@@ -230,5 +260,7 @@ layered! {
         check: CheckText,
         /// What `bk restore --runbook` does, in order.
         runbook: Vec<Action>,
+        /// Where and with what a restore is tried.
+        drill: DrillText,
     }
 }

@@ -109,7 +109,7 @@ pub fn access(global: &Global) -> Result<Access> {
         path_style: global.path_style,
         ca_file: global.ca_file.clone().filter(|path| !path.as_os_str().is_empty()),
         no_cache: global.no_cache,
-        cache_len: parse_size(&global.cache_size).map_err(|e| e.context("--cache-size"))?,
+        cache_len: cache_size(global)?,
         exclusive_writer: false,
         limit_upload: rate(global.limit_upload.as_deref(), "--limit-upload")?,
         limit_download: rate(global.limit_download.as_deref(), "--limit-download")?,
@@ -123,10 +123,20 @@ pub fn access(global: &Global) -> Result<Access> {
 fn rate(typed: Option<&str>, option: &str) -> Result<Option<u64>> {
     let Some(text) = typed.filter(|text| !text.is_empty()) else { return Ok(None) };
     let rate = parse_size(text).map_err(|e| e.context(option))?;
+    check_rate(rate, option).map(Some)
+}
+
+/// Refuses a rate at which nothing would come to an end; `what` names it.
+pub fn check_rate(rate: u64, what: &str) -> Result<u64> {
     if rate < RATE_MIN {
-        return Err(Error::usage(format!("{option} {text} is below {RATE_MIN} bytes a second")));
+        return Err(Error::usage(format!("{what}: {rate} is below {RATE_MIN} bytes a second")));
     }
-    Ok(Some(rate))
+    Ok(rate)
+}
+
+fn cache_size(global: &Global) -> Result<Option<u64>> {
+    let typed = global.cache_size.as_ref().filter(|text| !text.is_empty());
+    typed.map(|text| parse_size(text).map_err(|e| e.context("--cache-size"))).transpose()
 }
 
 /// Worker threads: as asked, or one for each processor.

@@ -1,6 +1,7 @@
 //! Configuration in two layers: what was typed ([`typed`] on the command line, [`keys`] in files) and what it means ([`meaning`], [`job`],
 //! [`volume`]). Steps, gates and runbooks have both in one file.
 
+pub mod credentials;
 mod document;
 pub mod edit;
 pub mod file;

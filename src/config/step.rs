@@ -101,39 +101,39 @@ pub struct Step {
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct StepText {
-    name: Option<Name>,
+    pub(super) name: Option<Name>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    enter: Option<CommandText>,
+    pub(super) enter: Option<CommandText>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    enter_until: Option<CommandText>,
+    pub(super) enter_until: Option<CommandText>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    leave: Option<CommandText>,
+    pub(super) leave: Option<CommandText>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    leave_until: Option<CommandText>,
+    pub(super) leave_until: Option<CommandText>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    when: Option<CommandText>,
+    pub(super) when: Option<CommandText>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    on: Option<On>,
+    pub(super) on: Option<On>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    run: Option<CommandText>,
+    pub(super) run: Option<CommandText>,
     #[serde(default)]
-    shell: bool,
+    pub(super) shell: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
-    tries: Option<u32>,
+    pub(super) tries: Option<u32>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    timeout: Option<Span>,
+    pub(super) timeout: Option<Span>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    interval: Option<Span>,
+    pub(super) interval: Option<Span>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    max_wait: Option<Span>,
+    pub(super) max_wait: Option<Span>,
     #[serde(default)]
-    media: bool,
+    pub(super) media: bool,
     #[serde(default)]
-    leave_early: bool,
+    pub(super) leave_early: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
-    user: Option<String>,
+    pub(super) user: Option<String>,
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    env: BTreeMap<String, String>,
+    pub(super) env: BTreeMap<String, String>,
 }
 
 impl TryFrom<StepText> for Step {

@@ -2,12 +2,22 @@
 //!
 //! `bk help`, shell completions and the man pages are all made from these definitions.
 
+mod admin;
+mod restore;
+mod tune;
+mod watch;
+
 use std::{ffi::OsString, path::PathBuf};
 
 use clap::{
-    Args, Parser, Subcommand, ValueEnum,
+    Args, Parser, Subcommand,
     builder::{OsStringValueParser, TypedValueParser},
 };
+
+pub use admin::{ConfigCommand, LeaseCommand, LeaseReleaseArgs, VolumeCommand};
+pub use restore::{DrillArgs, OverwriteArg, RestoreArgs};
+pub use tune::{TuneArgs, WishArg};
+pub use watch::{AbortArgs, CheckArgs, StatusArgs};
 
 /// Backups on clusters, restorable with stock tools.
 #[derive(Debug, Parser)]
@@ -53,17 +63,16 @@ pub struct Global {
     /// S3: keep no copies of records and indexes on this machine
     #[arg(long, global = true, help_heading = "S3 volumes")]
     pub no_cache: bool,
-    /// S3: let such copies take this much, for all volumes together
+    /// S3: let such copies take this much, for all volumes together (default: as configured, or 1GiB)
     #[arg(
         long,
         global = true,
         env = "BK_CACHE_SIZE",
         value_name = "SIZE",
-        default_value = "1GiB",
         hide_env_values = true,
         help_heading = "S3 volumes"
     )]
-    pub cache_size: String,
+    pub cache_size: Option<String>,
     /// Send at most this many bytes a second to the volume, on average: 10MiB
     #[arg(long, global = true, env = "BK_LIMIT_UPLOAD", value_name = "RATE", hide_env_values = true)]
     pub limit_upload: Option<String>,
@@ -100,6 +109,8 @@ pub enum Command {
     Cat(CatArgs),
     /// Restore a snapshot, or parts of it
     Restore(RestoreArgs),
+    /// Restore a job's newest snapshot for practice, compare it, try it, and note the result for `bk check`
+    Drill(DrillArgs),
     /// Show snapshots as a file system
     Mount(MountArgs),
     /// Unmount what `bk mount` mounted
@@ -257,60 +268,6 @@ pub struct SnapshotArgs {
     pub state_dir: Option<PathBuf>,
 }
 
-/// `bk status`
-#[derive(Debug, Args)]
-pub struct StatusArgs {
-    /// Only this job
-    pub job: Option<String>,
-    /// Show them again and again, till none goes on
-    #[arg(long, short)]
-    pub follow: bool,
-}
-
-/// `bk abort`
-#[derive(Debug, Args)]
-pub struct AbortArgs {
-    /// The job
-    pub job: String,
-    /// Why
-    #[arg(long, value_name = "TEXT")]
-    pub comment: Option<String>,
-    /// This node's name in what the run is told (default: the host's name)
-    #[arg(long, env = "BK_NODE", value_name = "NAME")]
-    pub node: Option<String>,
-}
-
-/// `bk check`
-#[derive(Debug, Args)]
-#[command(
-    after_help = "Examples:\n  bk check --warn-age 26h --crit-age 50h\n  bk check db --crit-age 0=8d --crit-age 26h --warn-free 50GiB --prometheus /var/lib/node_exporter/bk.prom\nN=TIME is for the newest good snapshot of level N or below; a limit nobody set is not looked at."
-)]
-pub struct CheckArgs {
-    /// Jobs; all of the volume by default
-    pub jobs: Vec<String>,
-    /// Warn when the newest good snapshot is so old
-    #[arg(long, value_name = "[N=]TIME")]
-    pub warn_age: Vec<String>,
-    /// Call it critical when the newest good snapshot is so old
-    #[arg(long, value_name = "[N=]TIME")]
-    pub crit_age: Vec<String>,
-    /// Warn when the newest snapshot holds so many percent less than the one of its level before
-    #[arg(long, value_name = "PERCENT", default_value = "50")]
-    pub warn_drop: u64,
-    /// Call that critical
-    #[arg(long, value_name = "PERCENT")]
-    pub crit_drop: Option<u64>,
-    /// Warn when the volume has no more free than this
-    #[arg(long, value_name = "SIZE")]
-    pub warn_free: Option<String>,
-    /// Call that critical
-    #[arg(long, value_name = "SIZE")]
-    pub crit_free: Option<String>,
-    /// Write the numbers to a file for Prometheus' node exporter, too
-    #[arg(long, value_name = "FILE")]
-    pub prometheus: Option<PathBuf>,
-}
-
 /// `bk copy`
 #[derive(Debug, Args)]
 #[command(
@@ -329,55 +286,6 @@ pub struct CopyArgs {
     /// The job they belong to there (default: the same)
     #[arg(long, value_name = "NAME")]
     pub r#as: Option<String>,
-}
-
-/// `bk tune`
-#[derive(Debug, Args)]
-#[command(
-    after_help = "Examples:\n  bk tune /home --volume /srv/bk\n  bk tune home --write home\n  pg_dump shop | bk tune --stdin --size 40GiB\nNothing is stored; what is written to the volume to measure it is removed again. See docs/tune.md."
-)]
-pub struct TuneArgs {
-    /// A configured job whose trees are sampled; or directories and files
-    #[arg(value_name = "JOB|PATH", required_unless_present = "stdin", conflicts_with = "stdin")]
-    pub paths: Vec<PathBuf>,
-    /// Sample the beginning of standard input
-    #[arg(long)]
-    pub stdin: bool,
-    /// How long that stream is, for the prediction
-    #[arg(long, value_name = "SIZE", requires = "stdin")]
-    pub size: Option<String>,
-    /// PATHs are below this directory
-    #[arg(long, short = 'C', value_name = "DIR", conflicts_with = "stdin")]
-    pub directory: Option<PathBuf>,
-    /// Leave out what matches, as in `bk snapshot`
-    #[arg(long, short, value_name = "GLOB")]
-    pub exclude: Vec<String>,
-    /// Leave out other file systems
-    #[arg(long, short = 'x')]
-    pub one_file_system: bool,
-    /// How long it may take
-    #[arg(long, value_name = "SPAN", default_value = "60s")]
-    pub time: String,
-    /// What matters most: the settings for this are shown, checked and written
-    #[arg(long, value_enum, default_value = "balanced")]
-    pub wish: WishArg,
-    /// Also store the sample with these settings, and show what was predicted against what was measured
-    #[arg(long)]
-    pub check: bool,
-    /// Write the settings into this job of the configuration; comments stay
-    #[arg(long, value_name = "JOB")]
-    pub write: Option<String>,
-}
-
-/// What matters most.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum WishArg {
-    /// The least time
-    Fastest,
-    /// Small, for at most half as much time again
-    Balanced,
-    /// The fewest bytes
-    Smallest,
 }
 
 /// `bk list`
@@ -413,54 +321,6 @@ pub struct CatArgs {
     /// Only LEN bytes from OFFSET on; without LEN, to the end
     #[arg(long, value_name = "OFFSET:LEN")]
     pub range: Option<String>,
-}
-
-/// What happens to files that are there already.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum OverwriteArg {
-    /// Leave what is there
-    Never,
-    /// Replace files whose type, size or time differs
-    IfChanged,
-    /// Replace all files
-    Always,
-}
-
-/// `bk restore`
-#[derive(Debug, Args)]
-#[command(
-    after_help = "Examples:\n  bk restore home/latest --target /tmp/back\n  bk restore home/latest --target / /home/ann/letters\n  bk restore vm/latest --stream sdb --to-device /dev/sdb"
-)]
-pub struct RestoreArgs {
-    /// The snapshot
-    pub snapshot: String,
-    /// Restore below this directory; it is made when it is missing
-    #[arg(long, short, value_name = "DIR", required_unless_present = "to_device")]
-    pub target: Option<PathBuf>,
-    /// Only these paths of the snapshot, with all below them
-    #[arg(value_name = "PATH")]
-    pub paths: Vec<OsString>,
-    /// Only what matches
-    #[arg(long, short, value_name = "GLOB")]
-    pub include: Vec<String>,
-    /// Not what matches
-    #[arg(long, short, value_name = "GLOB")]
-    pub exclude: Vec<String>,
-    /// What happens to files that are there already
-    #[arg(long, value_enum, default_value = "if-changed")]
-    pub overwrite: OverwriteArg,
-    /// Leave out what could harm: owners, setuid bits, devices, capabilities
-    #[arg(long)]
-    pub safe: bool,
-    /// Show what would be done
-    #[arg(long, short = 'n')]
-    pub dry_run: bool,
-    /// Write a stream onto this device or existing file
-    #[arg(long, value_name = "DEVICE", requires = "stream")]
-    pub to_device: Option<PathBuf>,
-    /// The stream for --to-device
-    #[arg(long, value_name = "NAME", requires = "to_device")]
-    pub stream: Option<String>,
 }
 
 /// `bk mount`
@@ -611,75 +471,4 @@ pub struct ReleaseArgs {
 pub struct WhyArgs {
     /// The snapshot; an expired one by its number
     pub snapshot: String,
-}
-
-/// `bk lease`
-#[derive(Debug, Subcommand)]
-pub enum LeaseCommand {
-    /// List the newest lease of each job
-    List {
-        /// Only this job
-        job: Option<String>,
-    },
-    /// End a lease that is in the way; without it, a run waits at most 36 seconds for one that is not renewed
-    Release(LeaseReleaseArgs),
-}
-
-/// `bk lease release`
-#[derive(Debug, Args)]
-pub struct LeaseReleaseArgs {
-    /// The job
-    pub job: String,
-    /// Also one that is renewed: its run is not stopped by that, and may still count
-    #[arg(long)]
-    pub yes: bool,
-    /// This node's name in the lease (default: the host's name)
-    #[arg(long, env = "BK_NODE", value_name = "NAME")]
-    pub node: Option<String>,
-}
-
-/// `bk volume`
-#[derive(Debug, Subcommand)]
-pub enum VolumeCommand {
-    /// Make a directory, or a prefix of an S3 bucket, a volume
-    Create {
-        /// The directory, made when it is missing, or s3://BUCKET/PREFIX
-        place: PathBuf,
-        /// Accept a store without conditional create: only one process at a time will ever write to it
-        #[arg(long)]
-        exclusive_writer: bool,
-    },
-    /// Describe a volume
-    Info {
-        /// The volume (default: --volume)
-        place: Option<PathBuf>,
-    },
-    /// Try whether a volume's store does what bk relies on
-    Check {
-        /// The volume (default: --volume)
-        place: Option<PathBuf>,
-    },
-}
-
-/// `bk config`
-#[derive(Debug, Subcommand)]
-pub enum ConfigCommand {
-    /// Read all of it and say what is wrong
-    Check,
-    /// Show what holds for a job, and where each value comes from; without JOB, what is configured
-    Show {
-        /// The job
-        job: Option<String>,
-        /// The set for this role
-        #[arg(long, env = "BK_ROLE", value_name = "NAME")]
-        role: Option<String>,
-        /// With this agent
-        #[arg(long, env = "BK_AGENT", value_name = "NAME")]
-        agent: Option<String>,
-    },
-    /// Write a commented example
-    Init {
-        /// The file, which must not be there yet [default: /etc/bk/bk.toml]
-        file: Option<PathBuf>,
-    },
 }

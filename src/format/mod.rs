@@ -3,6 +3,7 @@
 pub mod change;
 pub mod codec;
 pub mod delta;
+pub mod drill;
 pub mod envelope;
 pub mod index;
 pub mod layout;

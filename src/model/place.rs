@@ -36,8 +36,8 @@ pub struct Access {
     pub ca_file: Option<PathBuf>,
     /// Keep no copies of records and indexes on this machine.
     pub no_cache: bool,
-    /// Copies of all volumes take at most so many bytes here.
-    pub cache_len: u64,
+    /// Copies of all volumes take at most so many bytes here, when that is said.
+    pub cache_len: Option<u64>,
     /// A volume may be made on a store without conditional create: only one process at a time will write to it.
     pub exclusive_writer: bool,
     /// Bytes a second that are sent at most, on average.

@@ -4,13 +4,13 @@ use std::{fmt::Write as _, io::Write as _, path::Path};
 
 use serde::Serialize;
 
-use super::{expire::unusable, lease, status};
+use super::{drill, expire::unusable, lease, status};
 use crate::{
     clock::{Clock, System},
     engine::catalog,
     error::{Error, Result},
     model::ids::Name,
-    plan::health::{self, Health, Limit, Limits, Metric, Status},
+    plan::health::{self, Drilled, Health, Limit, Limits, Metric, Status},
     volume::Volume,
 };
 
@@ -24,23 +24,44 @@ pub struct Outcome {
     pub health: Health,
 }
 
-/// Looks at `jobs`, or at all of the volume.
-pub fn run(volume: &Volume, jobs: &[Name], limits: &Limits, clock: &dyn Clock) -> Result<Outcome> {
+/// Looks at `jobs`, or at all of the volume; `limits` tells those of a job.
+pub fn run(
+    volume: &Volume,
+    jobs: &[Name],
+    limits: &dyn Fn(&Name) -> Result<Limits>,
+    clock: &dyn Clock,
+) -> Result<Outcome> {
     let now = clock.now()?;
     let all = if jobs.is_empty() { catalog::jobs(volume)? } else { jobs.to_vec() };
     let mut health = Health::default();
     if all.is_empty() {
         health.find(Status::Unknown, format!("{} has no job", volume.shown));
     }
+    let mut space = Limits::default();
     for job in &all {
+        let limits = limits(job)?;
+        // Of several jobs the one that wants most room.
+        space.free.warn = space.free.warn.max(limits.free.warn);
+        space.free.crit = space.free.crit.max(limits.free.crit);
         let log = catalog::read(volume, job)?;
         let items = volume.store.list(&format!("data/{job}/"))?;
-        let found = health::job(&log, &unusable(&log, &catalog::runs(&items, job)), limits, now);
+        let found = health::job(&log, &unusable(&log, &catalog::runs(&items, job)), &limits, now);
         health.findings.extend(found.findings);
         health.metrics.extend(found.metrics);
+        match drill::last(volume, job) {
+            Ok(last) => {
+                let last = last.map(|one| Drilled {
+                    seq: one.seq,
+                    ended_at: one.ended_at,
+                    why: (!one.passed).then(|| one.why.unwrap_or_default()),
+                });
+                health::drill(&mut health, job, last.as_ref(), &limits, now);
+            }
+            Err(e) => health.find(Status::Warning, format!("the last drill of {job} cannot be read: {e}")),
+        }
         at_work(volume, job, &mut health, clock)?;
     }
-    health::space(&mut health, volume.store.free_bytes()?, limits);
+    health::space(&mut health, volume.store.free_bytes()?, &space);
     Ok(Outcome { status: health.status(), health })
 }
 

@@ -3,6 +3,7 @@
 pub mod cat;
 pub mod copy;
 pub mod diff;
+pub mod drill;
 pub mod expire;
 pub mod export;
 pub mod health;
@@ -14,6 +15,7 @@ pub mod mount;
 pub mod recover;
 pub mod restore;
 pub mod run;
+pub mod runbook;
 pub mod snapshot;
 pub mod status;
 pub mod tune;

@@ -1,7 +1,7 @@
 //! The run book of a job: what goes on around a snapshot. From top to bottom:
 //!
 //! lock and recover → gate → media steps → volume, lease, base → steps → stream, frame, store → role asked again → commit
-//! → steps left → lease given back, volume closed → media steps left → steps that follow a run → what it came to.
+//! → steps left → lease given back, volume closed → expiry and copies → media steps left → steps that follow a run → what it came to.
 //!
 //! Invariant: whatever was begun is left, however the run ends; a run that no longer may act commits nothing.
 
@@ -13,6 +13,7 @@ use std::{path::Path, sync::Arc};
 use hold::Hold;
 use report::Failed;
 pub use report::{Fault, Report, weight};
+pub(super) use report::{exit_of, fault};
 
 use super::snapshot::{self, Outcome, Ready, Request, Skipped, Unrecorded, prepare};
 use crate::{
@@ -56,6 +57,8 @@ pub struct Work<'a> {
     pub open: &'a dyn Fn() -> Result<(Volume, Option<LocalStore>)>,
     /// What is to be stored, when role and datasource are known.
     pub request: &'a dyn Fn(&Open) -> Result<Request>,
+    /// What follows a snapshot that was taken, while the media are still there: expiry and copies. What goes wrong comes back.
+    pub then: &'a dyn Fn(&Outcome) -> Vec<Error>,
 }
 
 /// A run that did not fail.
@@ -112,6 +115,25 @@ fn begin(job: &Job<'_>, state: &State) -> Result<Option<Option<Locked>>> {
     Ok(state.lock(job.name, false)?.map(Some))
 }
 
+/// Leaves what an earlier run had begun, wherever the coordinator is by now. What cannot be left keeps this run from beginning.
+pub(super) fn leave_earlier(
+    locked: Option<&Locked>,
+    job: &Name,
+    monitor: &dyn Monitor,
+    recovered: &mut Vec<recover::Recovered>,
+) -> Result<()> {
+    let Some(locked) = locked else { return Ok(()) };
+    for mut run in recover::recover(locked, None, monitor)? {
+        let errors = std::mem::take(&mut run.errors);
+        recovered.push(run);
+        if let Some(e) = errors.into_iter().next() {
+            let hint = format!("`bk recover {job}` tries again; `bk recover --forget {job}` when it was done by hand");
+            return Err(e.context("what an earlier run had begun is not left").with_hint(hint));
+        }
+    }
+    Ok(())
+}
+
 struct Run<'a> {
     job: &'a Job<'a>,
     work: &'a Work<'a>,
@@ -122,21 +144,8 @@ struct Run<'a> {
 }
 
 impl Run<'_> {
-    /// Leaves what an earlier run had begun, wherever the coordinator is by now. What cannot be left keeps this run from beginning.
     fn recovered(&self, locked: Option<&Locked>, report: &mut Report) -> Result<(), Failed> {
-        let Some(locked) = locked else { return Ok(()) };
-        for mut run in recover::recover(locked, None, self.monitor)? {
-            let errors = std::mem::take(&mut run.errors);
-            report.recovered.push(run);
-            if let Some(e) = errors.into_iter().next() {
-                let hint = format!(
-                    "`bk recover {0}` tries again; `bk recover --forget {0}` when it was done by hand",
-                    self.job.name
-                );
-                return Err(e.context("what an earlier run had begun is not left").with_hint(hint).into());
-            }
-        }
-        Ok(())
+        Ok(leave_earlier(locked, self.job.name, self.monitor, &mut report.recovered)?)
     }
 
     /// Asks the gate; with media and volume, when it is open.
@@ -156,6 +165,9 @@ impl Run<'_> {
         report.open = Some(open.clone());
         let entered = self.steps.enter(true, self.monitor).map_err(of_media);
         let ended = entered.map_err(Failed::from).and_then(|()| self.with_volume(&asking, &open, report));
+        if let Ok(Done::Taken(outcome)) = &ended {
+            report.faults((self.work.then)(outcome));
+        }
         self.tell(&ended);
         report.faults(self.steps.leave(false).into_iter().map(of_media));
         ended

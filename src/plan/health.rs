@@ -68,6 +68,19 @@ pub struct Limits {
     pub drop: Limit,
     /// Free space on the volume, bytes: too little from here down.
     pub free: Limit,
+    /// Age of the newest drill, seconds.
+    pub drill: Limit,
+}
+
+/// The newest drill of a job.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Drilled {
+    /// The snapshot that was restored.
+    pub seq: u64,
+    /// When.
+    pub ended_at: Instant,
+    /// Why it failed, when it did.
+    pub why: Option<String>,
 }
 
 /// Something that was looked at.
@@ -215,6 +228,27 @@ fn sizes(health: &mut Health, log: &JobLog, good: &[&Snapshot], limits: &Limits)
     }
 }
 
+/// Looks at the newest drill of a job. One that failed is critical, however old: what is stored could not be restored then.
+pub fn drill(health: &mut Health, job: &Name, last: Option<&Drilled>, limits: &Limits, now: Instant) {
+    let of = (Some(job), None);
+    let Some(last) = last else {
+        let missing = match limits.drill {
+            Limit { crit: Some(_), .. } => Status::Critical,
+            Limit { warn: Some(_), .. } => Status::Warning,
+            _ => return,
+        };
+        return health.find(missing, format!("{job} was never restored by a drill"));
+    };
+    let old = u64::try_from(now.as_second().saturating_sub(last.ended_at.as_second())).unwrap_or(0);
+    let (seq, shown) = (last.seq, show_age(old));
+    match &last.why {
+        Some(why) => health.find(Status::Critical, format!("the drill of {job}/{seq}, {shown} ago, failed: {why}")),
+        None => health.find(limits.drill.over(old), format!("a drill of {job}/{seq} passed {shown} ago")),
+    }
+    health.measure("drill_age_seconds", of, signed(old), limits.drill);
+    health.measure("drill_passed", of, i64::from(last.why.is_none()), Limit::default());
+}
+
 /// Looks at the space of a volume, when that is known.
 pub fn space(health: &mut Health, free_bytes: Option<u64>, limits: &Limits) {
     let Some(free) = free_bytes else { return };
@@ -324,6 +358,29 @@ mod tests {
             ([0, 0, 0], Status::Ok),
         ] {
             assert_eq!(with(sizes), expected, "{sizes:?}");
+        }
+    }
+
+    #[test]
+    fn drills_have_an_age_and_a_result() {
+        let job: Name = "db".parse().unwrap();
+        let limits = Limits { drill: over(3 * DAY, 5 * DAY), ..Limits::default() };
+        let warns = Limits { drill: Limit { warn: Some(DAY), crit: None }, ..Limits::default() };
+        let passed = Drilled { seq: 7, ended_at: day(1), why: None };
+        let failed = Drilled { why: Some("digest differs".to_owned()), ..passed.clone() };
+        for (last, limits, on, expected) in [
+            (None, &Limits::default(), 9, Status::Unknown),
+            (None, &warns, 9, Status::Warning),
+            (None, &limits, 9, Status::Critical),
+            (Some(&passed), &limits, 2, Status::Ok),
+            (Some(&passed), &limits, 5, Status::Warning),
+            (Some(&passed), &limits, 7, Status::Critical),
+            (Some(&passed), &Limits::default(), 900, Status::Ok),
+            (Some(&failed), &Limits::default(), 2, Status::Critical),
+        ] {
+            let mut health = Health::default();
+            drill(&mut health, &job, last, limits, day(on));
+            assert_eq!(health.status(), expected, "{last:?} on day {on}: {health:?}");
         }
     }
 

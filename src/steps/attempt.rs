@@ -30,6 +30,8 @@ pub enum Phase {
     Leave,
     LeaveUntil,
     Run,
+    /// A stream of a snapshot that a command of a runbook reads.
+    Stream,
 }
 
 impl Phase {
@@ -42,6 +44,7 @@ impl Phase {
             Self::Leave => "leave",
             Self::LeaveUntil => "leave_until",
             Self::Run => "run",
+            Self::Stream => "stream",
         }
     }
 }

@@ -5,6 +5,7 @@
 //! once only when its end was written down.
 
 mod attempt;
+mod feed;
 mod journal;
 mod output;
 pub mod process;
@@ -20,6 +21,7 @@ use std::{
 
 pub use attempt::{Phase, Report};
 use attempt::{attempt, until};
+pub use feed::Feed;
 use journal::Journal;
 pub use journal::{Locked, State};
 use watch::Watcher;
@@ -49,6 +51,11 @@ pub fn check_ahead(steps: &[Step]) -> Result<()> {
 /// Refuses such a program of a gate.
 pub fn check_program(argv: &[String], user: Option<&str>) -> Result<()> {
     trust::check_ahead(argv, user)
+}
+
+/// User and group of a user of this system.
+pub fn ids_of(user: &str) -> Result<(u32, u32)> {
+    trust::ids(user)
 }
 
 /// The steps of a run.
@@ -99,15 +106,31 @@ impl<'a> Steps<'a> {
     /// `monitor` tells when to stop.
     pub fn enter(&mut self, is_media: bool, monitor: &dyn Monitor) -> Result<()> {
         for step in self.steps.iter().filter(|step| step.media == is_media && step.after.is_none()) {
-            if let Some(signal) = monitor.interrupted() {
-                return Err(Error::new(Kind::Signal(signal), "interrupted"));
-            }
-            if self.applies(step, monitor)? {
-                self.begin(step)?;
-                self.enter_one(step, monitor)?;
-            }
+            self.enter_step(step, monitor)?;
         }
         Ok(())
+    }
+
+    /// Enters one of the steps, when its condition holds; one that fails is begun all the same.
+    pub fn enter_step(&mut self, step: &'a Step, monitor: &dyn Monitor) -> Result<()> {
+        if let Some(signal) = monitor.interrupted() {
+            return Err(Error::new(Kind::Signal(signal), "interrupted"));
+        }
+        if self.applies(step, monitor)? {
+            self.begin(step)?;
+            self.enter_one(step, monitor)?;
+        }
+        Ok(())
+    }
+
+    /// Feeds bytes into a command, which is ended with the run when that is killed.
+    pub fn feed(
+        &mut self,
+        feed: &Feed<'_>,
+        monitor: &dyn Monitor,
+        content: &mut dyn FnMut(&mut dyn std::io::Write) -> Result<u64>,
+    ) -> Result<u64> {
+        feed::feed(feed, &self.values, monitor, content, &mut self.reports)
     }
 
     fn enter_one(&mut self, step: &'a Step, monitor: &dyn Monitor) -> Result<()> {

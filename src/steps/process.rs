@@ -82,6 +82,12 @@ pub struct Ran {
 }
 
 impl Ran {
+    /// It could not be started.
+    pub(super) fn not_started(e: &Error) -> Self {
+        let why = e.hint().map_or_else(|| e.to_string(), |hint| format!("{e} ({hint})"));
+        Self { end: End::NotStarted, output: Vec::new(), why }
+    }
+
     /// Exit 0.
     pub fn is_ok(&self) -> bool {
         self.end == End::Exited(0)
@@ -90,19 +96,18 @@ impl Ran {
 
 /// Runs a command. `stop` is asked again and again; each line of its output goes to `log`.
 pub fn run(call: &Call<'_>, stop: &dyn Fn() -> bool, log: &mut dyn FnMut(&str)) -> Ran {
-    let started = match start(call) {
+    let input = call.input.map_or_else(|| Ok(Stdio::null()), |bytes| unnamed(bytes).map(Into::into));
+    let started = match input.and_then(|input| start(call, input)) {
         Ok(child) => child,
-        Err(e) => {
-            let why = e.hint().map_or_else(|| e.to_string(), |hint| format!("{e} ({hint})"));
-            return Ran { end: End::NotStarted, output: Vec::new(), why };
-        }
+        Err(e) => return Ran::not_started(&e),
     };
     let mut running = Running::new(started, call);
     let ended = running.until_end(call.timeout, stop, log);
     running.finish(ended, call, log)
 }
 
-fn start(call: &Call<'_>) -> Result<Child> {
+/// The program and its environment; its input is what the caller gives.
+pub(super) fn start(call: &Call<'_>, input: Stdio) -> Result<Child> {
     let program = trust::program(call.argv, call.user)?;
     let mut command = match call.user {
         None => Command::new(&program),
@@ -116,10 +121,6 @@ fn start(call: &Call<'_>) -> Result<Child> {
     for values in call.values {
         command.envs(*values);
     }
-    let input = match call.input {
-        None => Stdio::null(),
-        Some(bytes) => unnamed(bytes)?.into(),
-    };
     command.args(&call.argv[1..]).current_dir("/").process_group(0);
     command.stdin(input).stdout(Stdio::piped()).stderr(Stdio::piped());
     command.spawn().map_err(|e| Error::io(format!("cannot start `{}`", program.display()), e))
@@ -172,7 +173,8 @@ impl Pipe {
     }
 }
 
-struct Running {
+/// A command at work.
+pub(super) struct Running {
     child: Child,
     group: Option<Pid>,
     pipes: [Pipe; 2],
@@ -186,7 +188,7 @@ struct Ending {
 }
 
 impl Running {
-    fn new(mut child: Child, call: &Call<'_>) -> Self {
+    pub(super) fn new(mut child: Child, call: &Call<'_>) -> Self {
         let out = Pipe::new(child.stdout.take().map(Into::into), call.is_kept);
         let err = Pipe::new(child.stderr.take().map(Into::into), false);
         let group = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
@@ -194,17 +196,22 @@ impl Running {
     }
 
     /// Whether the command itself has ended. It is not reaped yet: its id, and so its group's, stays taken.
-    fn has_ended(&self) -> bool {
+    pub(super) fn has_ended(&self) -> bool {
         let options = WaitIdOptions::EXITED | WaitIdOptions::NOWAIT | WaitIdOptions::NOHANG;
         self.group.is_none_or(|pid| !matches!(waitid(WaitId::Pid(pid), options), Ok(None)))
     }
 
     /// Waits for its end, by itself or by force; gives the reason when it was by force.
-    fn until_end(&mut self, timeout: Duration, stop: &dyn Fn() -> bool, log: &mut dyn FnMut(&str)) -> Option<End> {
+    pub(super) fn until_end(
+        &mut self,
+        timeout: Duration,
+        stop: &dyn Fn() -> bool,
+        log: &mut dyn FnMut(&str),
+    ) -> Option<End> {
         let deadline = Instant::now() + timeout;
         let mut ending: Option<Ending> = None;
         loop {
-            self.wait_for_output(log);
+            self.wait_for_output(None, log);
             let now = Instant::now();
             match &mut ending {
                 None if self.has_ended() => return None,
@@ -232,9 +239,12 @@ impl Running {
         }
     }
 
-    fn wait_for_output(&mut self, log: &mut dyn FnMut(&str)) {
+    /// Reads what it prints, or waits a little for it; not when `input` can take more.
+    pub(super) fn wait_for_output(&mut self, input: Option<&OwnedFd>, log: &mut dyn FnMut(&str)) {
         let open = self.pipes.iter().filter_map(|pipe| pipe.file.as_ref());
-        let mut fds: Vec<PollFd<'_>> = open.map(|file| PollFd::from_borrowed_fd(file.as_fd(), PollFlags::IN)).collect();
+        let open = open.map(|file| PollFd::from_borrowed_fd(file.as_fd(), PollFlags::IN));
+        let mut fds: Vec<PollFd<'_>> =
+            open.chain(input.map(|fd| PollFd::from_borrowed_fd(fd.as_fd(), PollFlags::OUT))).collect();
         // With nothing to read this is a short sleep.
         let _ = poll(&mut fds, Some(&TICK));
         for pipe in &mut self.pipes {
@@ -242,10 +252,10 @@ impl Running {
         }
     }
 
-    fn finish(mut self, forced: Option<End>, call: &Call<'_>, log: &mut dyn FnMut(&str)) -> Ran {
+    pub(super) fn finish(mut self, forced: Option<End>, call: &Call<'_>, log: &mut dyn FnMut(&str)) -> Ran {
         let drained = Instant::now() + DRAIN;
         while self.pipes.iter().any(|pipe| pipe.file.is_some()) && Instant::now() < drained {
-            self.wait_for_output(log);
+            self.wait_for_output(None, log);
         }
         // What was killed and did not end is not waited for.
         let status = if self.has_ended() { self.child.wait().ok() } else { None };

@@ -113,6 +113,11 @@ fn account(user: &str) -> Result<Account> {
     }
 }
 
+/// User and group of `user`.
+pub fn ids(user: &str) -> Result<(u32, u32)> {
+    account(user).map(|account| (account.uid, account.gid))
+}
+
 /// `program` as another user, with that user's groups; util-linux's setpriv changes them and becomes the program.
 pub fn as_user(user: &str, program: &Path) -> Result<Command> {
     let account = account(user)?;

@@ -29,6 +29,8 @@ pub struct Volume {
 
 /// Longest `bk-volume.json`, bytes.
 const VOLUME_FILE_MAX: u64 = 64 << 10;
+/// What copies of records and indexes take on this machine, when nothing else is said, bytes.
+const CACHE_LEN: u64 = 1 << 30;
 
 /// Makes a volume at a place that is empty, or not there yet.
 pub fn create(place: &Place, access: &Access, now: Instant) -> Result<Volume> {
@@ -56,7 +58,11 @@ pub fn open(place: &Place, access: &Access) -> Result<Volume> {
                 store.set_exclusive();
             }
             volume.store = limited(volume.store, access);
-            let copies = if access.no_cache { None } else { Copies::of(volume.file.id.as_str(), access.cache_len) };
+            let copies = if access.no_cache {
+                None
+            } else {
+                Copies::of(volume.file.id.as_str(), access.cache_len.unwrap_or(CACHE_LEN))
+            };
             volume.store = Arc::new(Near::new(volume.store, copies));
             Ok(volume)
         }

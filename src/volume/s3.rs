@@ -10,7 +10,6 @@ mod ahead;
 mod open;
 mod read;
 mod retry;
-mod secrets;
 mod upload;
 mod watch;
 mod wire;

@@ -279,8 +279,13 @@ fn what_others_can_write_is_not_read() {
         ),
     );
     mode(&keys, 0o640);
-    let ran =
-        c.bk("config check").run().code_is(&[exit::USAGE]).says("can be read by others (mode 0640)").says("chmod 600");
+    let ran = c
+        .bk("config check")
+        .run()
+        .code_is(&[exit::USAGE])
+        .says("others can read or write")
+        .says("(mode 0640)")
+        .says("chmod 600");
     assert!(!ran.said().contains("canary"));
     mode(&keys, 0o600);
     c.bk("config check").run().ok();
@@ -303,6 +308,41 @@ fn shown_values_name_their_place_and_no_secrets() {
     assert!(text.contains("env = { PW = … }") && !text.contains("canary"), "{text}");
     c.bk("config show").run().ok().says("job home  on main");
     c.bk("config show hoem").run().code_is(&[exit::USAGE]).says("did you mean `home`");
+}
+
+#[test]
+fn limits_of_a_volume_stand_in_the_file() {
+    let c = Configured::new("limits", "[job.home]\npaths = ['SRC']");
+    let text = fs::read_to_string(&c.file).unwrap();
+    // What cannot be made smaller takes its time: what is let through at once is a second's worth at most.
+    let mut rng = crate::support::rng::Rng::new(5);
+    fs::write(c.world.src.join("noise"), rng.noise(600_000)).unwrap();
+    fs::write(&c.file, format!("{text}limit_upload = '200KiB'\nlimit_download = '100MiB'\n")).unwrap();
+    let took = |words: &str| {
+        let started = std::time::Instant::now();
+        c.bk(words).run().ok();
+        started.elapsed()
+    };
+    // At this rate it cannot be quicker; how long it takes at most is not asked.
+    assert!(took("snapshot home") > std::time::Duration::from_secs(1), "the limit of the file does not hold");
+    let shown = c.bk("config show").run().ok();
+    let shown = shown.says("limit_upload = \"200KiB\"  # ").says("limit_download");
+    assert!(shown.text().contains("bk.toml:"), "{}", shown.show());
+    for (key, says) in [
+        ("limit_upload = '5'", "volume.main.limit_upload: limit_upload: 5 is below 1024 bytes a second"),
+        ("limit_upload = 'fast'", "limit_upload"),
+        ("cache_size = '1MiB'", "this is for volumes on S3"),
+        ("exclusive_writer = true", "this is for volumes on S3"),
+    ] {
+        fs::write(&c.file, format!("{text}{key}\n")).unwrap();
+        if c.world.server.is_none() {
+            c.bk("config check").run().code_is(&[exit::USAGE]).says(says);
+        }
+    }
+    fs::write(&c.file, format!("{text}\n[volume.far]\nurl = 's3://bucket/x'\ncache_size = '2GiB'\nexclusive_writer = true\n[defaults]\nvolume = 'main'\n"))
+        .unwrap();
+    c.bk("config check").run().ok();
+    c.bk("config show").run().ok().says("cache_size = \"2GiB\"").says("exclusive_writer = true");
 }
 
 #[test]
@@ -419,5 +459,6 @@ fn the_documentation_names_every_key_and_no_other() {
     assert_eq!(documented("`[job.NAME.gate]`"), keys::<gate::GateText>());
     assert_eq!(documented("`[[job.NAME.step]]`"), keys::<step::StepText>());
     assert_eq!(documented("`[job.NAME.check]`"), keys::<typed::CheckText>());
+    assert_eq!(documented("`[job.NAME.drill]`"), keys::<typed::DrillText>());
     assert_eq!(documented("`[[job.NAME.runbook]]`"), keys::<runbook::Action>());
 }

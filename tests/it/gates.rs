@@ -129,10 +129,10 @@ fn postgres_tells_whether_it_is_in_recovery() {
 }
 
 /// What a stand-in for Patroni answers: path and status and body.
-type Answers = Arc<Mutex<Vec<(&'static str, u16, String)>>>;
+pub type Answers = Arc<Mutex<Vec<(&'static str, u16, String)>>>;
 
 /// Serves until the process ends; a path without an answer hangs.
-fn patroni(answers: &Answers) -> String {
+pub fn patroni(answers: &Answers) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
     let answers = Arc::clone(answers);
@@ -158,7 +158,7 @@ fn patroni(answers: &Answers) -> String {
 }
 
 /// A cluster of `n1` (leader), `n2` and `n3`, seen from `own`.
-fn cluster(own: &str, lags: [&str; 2], pause: bool) -> Vec<(&'static str, u16, String)> {
+pub fn cluster(own: &str, lags: [&str; 2], pause: bool) -> Vec<(&'static str, u16, String)> {
     let role = if own == "n1" { "master" } else { "replica" };
     let members = format!(
         r#"{{"members":[{{"name":"n1","role":"leader","state":"running","host":"h1","port":5431,"timeline":1}},

@@ -12,6 +12,7 @@ pub mod index;
 pub mod metadata;
 pub mod outcome;
 pub mod patience;
+pub mod restored;
 pub mod select;
 pub mod target;
 pub mod worker;

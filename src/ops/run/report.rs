@@ -49,8 +49,9 @@ pub struct Fault {
     pub hint: Option<String>,
     /// The exit code it alone would make.
     pub exit: u8,
+    /// What kind of failure.
     #[serde(skip)]
-    kind: Kind,
+    pub(in crate::ops) kind: Kind,
 }
 
 /// The middle of a report: what came of the snapshot.
@@ -144,12 +145,6 @@ impl Report {
         self.faults.extend(errors.into_iter().map(|e| fault(&e)));
     }
 
-    /// What went wrong after the run: that changes nothing of what it came to.
-    pub fn after(&mut self, errors: impl IntoIterator<Item = Error>) {
-        self.faults(errors);
-        self.exit = self.exit();
-    }
-
     /// The outcome in one word.
     pub fn outcome(&self) -> &'static str {
         match &self.came {
@@ -179,7 +174,7 @@ impl Report {
     pub fn exit(&self) -> u8 {
         let incomplete = self.taken().filter(|outcome| outcome.totals.incomplete > 0).map(|_| Kind::Incomplete);
         let kinds = self.faults.iter().map(|fault| fault.kind).chain(incomplete);
-        kinds.max_by_key(|kind| weight(*kind)).map_or(0, Kind::exit_code)
+        exit_of(kinds)
     }
 
     /// Which steps follow this run.
@@ -209,9 +204,14 @@ impl Report {
     }
 }
 
-fn fault(error: &Error) -> Fault {
+pub(in crate::ops) fn fault(error: &Error) -> Fault {
     let (message, hint) = (error.to_string(), error.hint().map(str::to_owned));
     Fault { message, hint, exit: error.kind().exit_code(), kind: error.kind() }
+}
+
+/// The exit code of several faults: that of the one which matters most.
+pub(in crate::ops) fn exit_of(kinds: impl Iterator<Item = Kind>) -> u8 {
+    kinds.max_by_key(|kind| weight(*kind)).map_or(0, Kind::exit_code)
 }
 
 /// What matters most: the user's own stop, then damage, space, media, the application, the commit, the gate.

@@ -13,7 +13,10 @@ use crate::{
         process,
     },
     error::{Error, Kind, Result},
-    model::{ids::RunId, time::Instant},
+    model::{
+        ids::{Name, RunId},
+        time::Instant,
+    },
     monitor::Monitor,
     plan::{
         interval::{self, Due, began_at, is_ahead},
@@ -33,7 +36,28 @@ pub struct Skipped {
     pub why: String,
 }
 
-/// Takes the lease of the job and keeps it, or says who is at work.
+/// Takes the lease of a job and keeps it, or says who is at work.
+pub fn lease(
+    volume: &Volume,
+    (job, node, run_id): (&Name, &str, RunId),
+    clock: &dyn Clock,
+    monitor: &dyn Monitor,
+) -> Result<Result<Arc<Keeper>, String>> {
+    let who = Who {
+        store: Arc::clone(&volume.store),
+        job: job.clone(),
+        node: node.to_owned(),
+        run_id: Some(run_id),
+        process: process::own(),
+        times: lease::times(),
+    };
+    Ok(match lease::acquire(&who, clock, monitor)? {
+        Acquired::Held(held) => Ok(Arc::new(Keeper::start(held)?)),
+        Acquired::Skip(by) => Err(format!("another run of {job} is at work: {by}")),
+    })
+}
+
+/// The same for a run, which ends well when it is not its turn.
 pub(super) fn take(
     volume: &Volume,
     request: &Request,
@@ -41,21 +65,8 @@ pub(super) fn take(
     clock: &dyn Clock,
     monitor: &dyn Monitor,
 ) -> Result<Result<Arc<Keeper>, Skipped>> {
-    let who = Who {
-        store: Arc::clone(&volume.store),
-        job: request.job.clone(),
-        node: request.node.clone(),
-        run_id: Some(run_id),
-        process: process::own(),
-        times: lease::times(),
-    };
-    Ok(match lease::acquire(&who, clock, monitor)? {
-        Acquired::Held(held) => Ok(Arc::new(Keeper::start(held)?)),
-        Acquired::Skip(by) => {
-            let why = format!("another run of {} is at work: {by}", request.job);
-            Err(Skipped { job: request.job.to_string(), outcome: "skipped-running", why })
-        }
-    })
+    let taken = lease(volume, (&request.job, &request.node, run_id), clock, monitor)?;
+    Ok(taken.map_err(|why| Skipped { job: request.job.to_string(), outcome: "skipped-running", why }))
 }
 
 /// Whether the job has a snapshot that is young enough, by the log the run's commit will build on.

@@ -11,12 +11,12 @@ use super::{
     Inner, S3Store, Threads,
     ahead::Ahead,
     retry::Limits,
-    secrets,
     upload::Budget,
     watch::Watch,
     wire::{Connector, Counts},
 };
 use crate::{
+    config::credentials,
     error::{Error, Kind, Result},
     model::{
         place::{Access, Bucket},
@@ -70,9 +70,9 @@ fn builder(bucket: &Bucket, access: &Access, counts: &Arc<Counts>) -> Result<Ama
     // The only provider there is; a second call finds the first one's.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let mut builder = AmazonS3Builder::from_env().with_bucket_name(&bucket.name);
-    if let Some(secrets) = secrets::from_file()? {
-        builder = builder.with_access_key_id(secrets.id).with_secret_access_key(secrets.key);
-        if let Some(token) = secrets.token {
+    if let Some(keys) = access.keys.is_none().then(credentials::of_environment).transpose()?.flatten() {
+        builder = builder.with_access_key_id(keys.id).with_secret_access_key(keys.secret);
+        if let Some(token) = keys.token {
             builder = builder.with_token(token);
         }
     }
