@@ -7,25 +7,9 @@ Needs a release build (cargo build --release) and Debian's tar, zstd, bzip2, pbz
 linux-source-6.1 for the kernel tree. Works in a directory on tmpfs, so that disks play no part; the page cache is warm.
 """
 
-import argparse, glob, os, random, shutil, statistics, subprocess, sys, time
+import argparse, os, random, shutil, subprocess, sys
 
-ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-BK = os.path.join(os.environ.get("CARGO_TARGET_DIR", os.path.join(ROOT, "target")), "release", "bk")
-
-# About 97 MB of dump for each ten.
-PG_SCALE = 20
-
-
-def run(command, cwd):
-    """Wall seconds, processor seconds and the largest process's peak memory in MiB."""
-    start = time.monotonic()
-    process = subprocess.Popen(["/usr/bin/time", "-f", "%U %S %M", "-o", f"{cwd}/time.txt", "bash", "-o", "pipefail", "-c", command], cwd=cwd)
-    code = process.wait()
-    wall = time.monotonic() - start
-    if code != 0:
-        sys.exit(f"failed ({code}): {command}")
-    user, system, peak = open(f"{cwd}/time.txt").read().split()[-3:]
-    return wall, float(user) + float(system), int(peak) / 1024
+from common import BK, KERNEL, kernel, made_dump, median, real_dump, run
 
 
 def pair(name, target, ours, peer, before_ours, before_peer, cwd, runs):
@@ -38,53 +22,11 @@ def pair(name, target, ours, peer, before_ours, before_peer, cwd, runs):
         if n > 0:
             ratios.append(a[0] / b[0])
             rows.append((a, b))
-    median = statistics.median
     print(
         f"| {name} | {median(r[0][0] for r in rows):.2f} s | {median(r[1][0] for r in rows):.2f} s | "
         f"{median(ratios):.2f} ({min(ratios):.2f}–{max(ratios):.2f}) | {target} | {median(r[0][2] for r in rows):.0f} MiB |",
         flush=True,
     )
-
-
-def dump(path, size):
-    """A file like a pg_dump of a pgbench database: lines of numbers, tabs and padding."""
-    rng = random.Random(1)
-    with open(path, "wb") as out:
-        n = 0
-        while out.tell() < size:
-            rows = []
-            for _ in range(20000):
-                n += 1
-                rows.append(f"{n}\t{n // 100000 + 1}\t{rng.randint(-5000, 5000)}\t{' ' * 84}\n")
-            out.write("".join(rows).encode())
-        out.truncate(size)
-
-
-def real_dump(path, work):
-    """A pg_dump of a pgbench database after some use; false where PostgreSQL is missing."""
-    found = sorted(glob.glob("/usr/lib/postgresql/*/bin"))
-    if not found or os.geteuid() != 0:
-        return False
-    cluster = f"{work}/postgres"
-    script = """
-set -e
-export PATH="$1:$PATH" PGHOST="$2" PGDATABASE=bench
-initdb -D "$2/data" --no-sync > "$2/log"
-pg_ctl -D "$2/data" -o "-k $2 -c listen_addresses= -c fsync=off -c max_wal_size=128MB" -l "$2/log" -w start > /dev/null
-trap 'pg_ctl -D "$2/data" -m immediate stop > /dev/null' EXIT
-createdb
-pgbench -q -i -s "$3" > "$2/log" 2>&1
-pgbench -n -t 20000 > "$2/log" 2>&1
-pg_dump
-"""
-    os.makedirs(cluster)
-    shutil.chown(cluster, "postgres")
-    try:
-        with open(path, "wb") as out:
-            subprocess.run(["setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups", "bash", "-c", script, "-", found[-1], cluster, str(PG_SCALE)], stdout=out, check=True, cwd=cluster)
-    finally:
-        shutil.rmtree(cluster)
-    return True
 
 
 def edit(root, seed):
@@ -123,7 +65,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--only", default="")
-    parser.add_argument("--kernel", default="/usr/src/linux-source-6.1.tar.xz")
+    parser.add_argument("--kernel", default=KERNEL)
     parser.add_argument("--work", default="/dev/shm/bk-peers")
     parser.add_argument("--edit", nargs=2, metavar=("DIR", "SEED"), help="only edit one percent of a tree")
     args = parser.parse_args()
@@ -131,14 +73,12 @@ def main():
         return edit(args.edit[0], int(args.edit[1]))
     work = args.work
     os.makedirs(work, exist_ok=True)
-    tree = f"{work}/linux-source-6.1"
     if (not args.only or "pg_dump" in args.only) and not os.path.exists(f"{work}/pg.sql"):
         if not real_dump(f"{work}/pg.sql", work):
             print("PostgreSQL is missing, or this is not root: the pg_dump row is left out, the made one stands for it", file=sys.stderr)
-    if not os.path.isdir(tree):
-        subprocess.run(["tar", "-xJf", args.kernel, "-C", work], check=True)
+    tree = kernel(work, args.kernel)
     if not os.path.exists(f"{work}/dump.sql"):
-        dump(f"{work}/dump.sql", 2 << 30)
+        made_dump(f"{work}/dump.sql", 2 << 30)
     if not os.path.exists(f"{work}/noise"):
         subprocess.run(["dd", "if=/dev/urandom", f"of={work}/noise", "bs=1M", "count=2048", "status=none"], check=True)
 
