@@ -18,7 +18,7 @@ use serde::Serialize;
 
 use crate::{
     clock::Clock,
-    engine::write::{pipeline::Settings, profile::Stage},
+    engine::write::pipeline::Settings,
     error::{Error, Kind, Result},
     format::codec::Codec,
     model::units::show_size,
@@ -26,7 +26,7 @@ use crate::{
     source::{command::Watched, roots, select::Selection, walk::Walk},
     volume::{Store, Volume},
 };
-use measure::{Corner, Trial};
+use measure::{Corner, Trial, WriteRate};
 use predict::{Choice, Facts, Likeness, Wish};
 use sample::{Census, Sample, Totals, WINDOW_LEN};
 
@@ -36,6 +36,10 @@ const HEAD_LEN_MAX: usize = 128 << 20;
 const CENSUS_SHARE: f64 = 0.2;
 const VOLUME_SHARE: f64 = 0.12;
 const CHECK_SHARE: f64 = 0.25;
+/// Of the time for trials, what is kept for measuring again: machines are faster at one time than at another.
+const AGAIN_SHARE: f64 = 0.35;
+/// So often each is measured, at most.
+const ROUNDS: usize = 3;
 /// Codecs that are tried, and what each costs about, in units of zstd:3: the cheap ones first.
 const CODECS: [(Codec, f64); 10] = [
     (Codec::Zstd(1), 0.8),
@@ -115,6 +119,8 @@ pub struct Outcome {
     pub hash_bytes_per_second: f64,
     /// Bytes a second that the volume takes.
     pub write_bytes_per_second: Option<f64>,
+    /// How much longer things take because of what else the machine did meanwhile; 1 is not at all.
+    pub slowed: f64,
     /// All that was measured.
     pub choices: Vec<Choice>,
     /// What there was no time for.
@@ -157,6 +163,7 @@ pub fn run(volume: Option<&Volume>, request: &Request, clock: &dyn Clock, monito
     let mut trials = Trials::new(&sample, request, started_at + request.time.mul_f64(share * 0.95), monitor);
     trials.first()?;
     trials.all()?;
+    trials.again()?;
     let mut found = trials.outcome(totals, write_rate)?;
     if let Some(wish) = request.check {
         // Its share is its own, even where a last trial took longer than its time.
@@ -172,11 +179,11 @@ fn look(request: &Request, until: Instant, monitor: &dyn Monitor) -> Result<(Sam
     match &request.source {
         Source::Stdin(told) => {
             let mut input = Watched::stdin(monitor)?;
-            let (head, is_all) = sample::head(&mut input, HEAD_LEN_MAX, until, monitor)?;
+            let (head, is_all, seconds) = sample::head(&mut input, HEAD_LEN_MAX, until, monitor)?;
             let len = if is_all { head.len() as u64 } else { told.unwrap_or(head.len() as u64) };
             let is_all = is_all || told.is_some();
             let totals = Totals { entries: 0, files: 0, content_bytes: len, plain_bytes: len, is_all };
-            Ok((Sample::Head(head), totals))
+            Ok((Sample::Head { bytes: head, seconds }, totals))
         }
         Source::Tree { base, paths, selection } => {
             let roots = roots::resolve(base.as_deref(), paths)?;
@@ -198,7 +205,7 @@ fn look(request: &Request, until: Instant, monitor: &dyn Monitor) -> Result<(Sam
     }
 }
 
-fn write_rate(volume: &Volume, time: Duration, clock: &dyn Clock, monitor: &dyn Monitor) -> Result<f64> {
+fn write_rate(volume: &Volume, time: Duration, clock: &dyn Clock, monitor: &dyn Monitor) -> Result<WriteRate> {
     volume.store.check_writable()?;
     let corner = Corner::new(&volume.store, clock)?;
     let rate = corner.write_rate(time, monitor)?;
@@ -210,6 +217,7 @@ fn write_rate(volume: &Volume, time: Duration, clock: &dyn Clock, monitor: &dyn 
 struct Trials<'a> {
     sample: &'a Sample,
     request: &'a Request,
+    began_at: Instant,
     until: Instant,
     monitor: &'a dyn Monitor,
     /// Seconds the reader needed for a byte the first time.
@@ -223,7 +231,7 @@ struct Trials<'a> {
 impl<'a> Trials<'a> {
     fn new(sample: &'a Sample, request: &'a Request, until: Instant, monitor: &'a dyn Monitor) -> Self {
         let (references, done, skipped) = (Vec::new(), Vec::new(), Vec::new());
-        Self { sample, request, until, monitor, read_a_byte: 0.0, references, done, skipped }
+        Self { sample, request, began_at: Instant::now(), until, monitor, read_a_byte: 0.0, references, done, skipped }
     }
 
     fn usual(&self, codec: Codec) -> Settings {
@@ -245,19 +253,63 @@ impl<'a> Trials<'a> {
         let left = self.until.saturating_duration_since(Instant::now()).as_secs_f64();
         let a_step = few.profile.seconds / few.count.min(self.sample.step_count()).max(1) as f64;
         let count = fitting(left * 0.3, a_step).clamp(2, self.sample.step_count().max(2));
-        // What the first trial has read is read again from memory: that takes next to nothing.
-        let mut read = few.profile.seconds_of(Stage::Read);
-        let mut all = few;
+        let mut all = few.clone();
         if count > 2 {
             all = trial(count)?;
-            read += all.profile.seconds_of(Stage::Read);
         }
-        self.read_a_byte = read / all.plain_bytes.max(1) as f64;
+        // What the first trial has read comes from memory now: what it waited for is waited for once.
+        let waited = few.cost().waited * few.plain_bytes as f64 + all.cost().waited * all.plain_bytes as f64;
+        self.read_a_byte = all.cost().read + waited / all.plain_bytes.max(1) as f64;
+        if let Some(a_byte) = self.sample.came_a_byte() {
+            self.read_a_byte = a_byte;
+        }
         // Once more: what was in no cache before has been read by now.
         let again = trial(count)?;
         self.references = vec![again.clone()];
         self.done.push(again);
         Ok(())
+    }
+
+    /// When the trials of each setting, once, are to be over.
+    fn once_until(&self) -> Instant {
+        let left = self.until.saturating_duration_since(self.began_at);
+        self.until - left.mul_f64(AGAIN_SHARE)
+    }
+
+    /// Measures again, in turn, what fits into the time that is left.
+    fn again(&mut self) -> Result<()> {
+        let mut settings: Vec<(Settings, usize, f64)> =
+            self.done.iter().map(|trial| (trial.settings, trial.count, trial.profile.seconds)).collect();
+        settings.sort_by(|a, b| a.2.total_cmp(&b.2));
+        for _ in 1..ROUNDS {
+            for (settings, count, seconds) in &settings {
+                let left = self.until.saturating_duration_since(Instant::now()).as_secs_f64();
+                if *seconds > left / 4.0 {
+                    break;
+                }
+                match measure::trial(self.sample, *count, *settings, (self.monitor, self.until)) {
+                    Ok(trial) => self.done.push(trial),
+                    Err(e) if measure::is_late(&e) => return Ok(()),
+                    Err(e) => return Err(e),
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Of each setting the trial in the middle.
+    fn middles(&self) -> Vec<&Trial> {
+        let mut middles: Vec<&Trial> = Vec::new();
+        for trial in &self.done {
+            if middles.iter().any(|other| is_same(&other.settings, &trial.settings)) {
+                continue;
+            }
+            let mut all: Vec<&Trial> =
+                self.done.iter().filter(|other| is_same(&other.settings, &trial.settings)).collect();
+            all.sort_by(|a, b| a.cost().work.total_cmp(&b.cost().work));
+            middles.push(all[all.len() / 2]);
+        }
+        middles
     }
 
     fn all(&mut self) -> Result<()> {
@@ -280,8 +332,8 @@ impl<'a> Trials<'a> {
         }
         // The smallest codec in the longest frames: what size alone counts for.
         let smallest = self.done.iter().min_by(|a, b| size_of(a).total_cmp(&size_of(b)));
-        if let Some((codec, a_byte)) = smallest.map(|trial| (trial.settings.codec, trial.work_a_byte())) {
-            let cost = a_byte / self.references[0].work_a_byte().max(1e-15);
+        if let Some((codec, a_byte)) = smallest.map(|trial| (trial.settings.codec, trial.cost().work)) {
+            let cost = a_byte / self.references[0].cost().work.max(1e-15);
             self.one(Settings { frame_len: FRAME_LENS[1], ..self.usual(codec) }, cost, 1)?;
         }
         Ok(())
@@ -294,10 +346,11 @@ impl<'a> Trials<'a> {
         if self.done.iter().any(|trial| is_same(&trial.settings, &settings)) {
             return Ok(());
         }
-        let time = self.until.saturating_duration_since(Instant::now()).as_secs_f64();
+        let time = self.once_until().saturating_duration_since(Instant::now()).as_secs_f64();
         let reference = &self.references[0];
-        let known = self.done.iter().find(|trial| trial.settings.codec == settings.codec).map(Trial::work_a_byte);
-        let a_byte = known.unwrap_or(reference.work_a_byte() * cost);
+        let known =
+            self.done.iter().find(|trial| trial.settings.codec == settings.codec).map(|trial| trial.cost().work);
+        let a_byte = known.unwrap_or(reference.cost().work * cost);
         let a_step = a_byte * (reference.plain_bytes as f64 / reference.count.max(1) as f64) / settings.threads as f64;
         // The last ones cost the most: what comes early leaves them some.
         let count = fitting(time / left as f64, a_step);
@@ -331,20 +384,25 @@ impl<'a> Trials<'a> {
     }
 
     #[expect(clippy::cast_precision_loss, reason = "speeds")]
-    fn outcome(self, totals: Totals, write_rate: Option<f64>) -> Result<Outcome> {
-        let facts = Facts { totals, read_a_byte: self.read_a_byte, write_rate };
+    fn outcome(self, totals: Totals, write_rate: Option<WriteRate>) -> Result<Outcome> {
+        let sum = |of: &dyn Fn(&Trial) -> f64| self.done.iter().map(of).sum::<f64>();
+        let (cpu, delayed) = (sum(&|trial| trial.profile.cpu_seconds), sum(&|trial| trial.profile.delayed_seconds));
+        let slowed = 1.0 + delayed / cpu.max(1e-9);
+        let processors = std::thread::available_parallelism().map_or(1, usize::from);
+        let facts = Facts { totals, read_a_byte: self.read_a_byte, write_rate, processors, slowed };
         let of_all = size_of(&self.references[0]);
         let like = |trial: &Trial| {
             let these = self.references.iter().find(|reference| reference.count == trial.count);
             Likeness { of_all, of_these: these.map_or(of_all, size_of) }
         };
         let mut choices: Vec<Choice> =
-            self.done.iter().map(|trial| predict::predict(trial, like(trial), &facts)).collect();
+            self.middles().iter().map(|trial| predict::predict(trial, like(trial), &facts)).collect();
         choices.sort_by(|a, b| a.seconds.total_cmp(&b.seconds));
         let frame_size = self.request.present.frame_len as u64;
         let best = |wish| predict::best(&choices, wish, frame_size).cloned().ok_or_else(no_time);
-        let present = self.done.iter().find(|trial| is_same(&trial.settings, &self.request.present));
-        let present = present.unwrap_or(&self.done[0]);
+        let middles = self.middles();
+        let present = middles.iter().find(|trial| is_same(&trial.settings, &self.request.present));
+        let present = present.unwrap_or(&middles[0]);
         let present = predict::predict(present, like(present), &facts);
         let reference = &self.references[0];
         let content = reference.content_bytes as f64;
@@ -353,8 +411,9 @@ impl<'a> Trials<'a> {
             source: totals,
             sample_bytes: reference.content_bytes,
             read_bytes_per_second: share / self.read_a_byte.max(1e-12),
-            hash_bytes_per_second: content / reference.profile.seconds_of(Stage::Hash).max(1e-9),
-            write_bytes_per_second: write_rate,
+            hash_bytes_per_second: 1.0 / (reference.cost().hash / share).max(1e-12),
+            write_bytes_per_second: write_rate.map(|rate| rate.bytes_per_second),
+            slowed,
             skipped: self.skipped.clone(),
             present,
             fastest: best(Wish::Fastest)?,

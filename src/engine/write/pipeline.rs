@@ -18,7 +18,7 @@ use crossbeam_channel::{Receiver, Sender, bounded};
 use super::{
     framer::{self, Framer, Plain, Role},
     part::{Content, PartWriter, Sealed, Stored},
-    profile::{Profile, Spent, Stage, Watch, thread_cpu_ns},
+    profile::{Profile, Ran, Spent, Stage, Watch},
 };
 use crate::{
     error::{Error, Kind, Result},
@@ -57,7 +57,7 @@ pub fn run<T>(
     writer: PartWriter,
     fill: impl FnOnce(&mut Framer<'_>) -> Result<T>,
 ) -> Result<(T, Stored, Profile)> {
-    let (started_at, cpu_before) = (Instant::now(), thread_cpu_ns());
+    let (started_at, ran_before) = (Instant::now(), Ran::of_thread());
     let ledger = Ledger::default();
     let buffers = settings.threads + 2;
     let (plain_free, plain_pool) = bounded(buffers);
@@ -79,13 +79,13 @@ pub fn run<T>(
         for mut worker in others {
             scope.spawn(move || {
                 failure.keep(worker.run());
-                ledger.note(worker.watch.spent(), thread_cpu_ns());
+                ledger.note(worker.watch.spent(), Ran::of_thread());
             });
         }
         let storing = scope.spawn(move || {
             let stored = store(writer, &sealed_in, &stored_free).map(|stored| {
                 stored.map(|(stored, spent)| {
-                    ledger.note(spent, thread_cpu_ns());
+                    ledger.note(spent, Ran::of_thread());
                     stored
                 })
             });
@@ -99,7 +99,7 @@ pub fn run<T>(
         let filled = framer.and_then(|framer| {
             let mut framer = framer.hashing_small(few);
             let filled = fill(&mut framer);
-            ledger.note(framer.spent(), 0);
+            ledger.note(framer.spent(), Ran::default());
             filled
         });
         if filled.is_ok() {
@@ -110,7 +110,7 @@ pub fn run<T>(
         // Till the last part is durable.
         watch.turn(Stage::Wait);
         let stored = storing.join();
-        ledger.note(watch.spent(), thread_cpu_ns().saturating_sub(cpu_before));
+        ledger.note(watch.spent(), Ran::of_thread().since(ran_before));
         (filled, stored)
     });
     let profile = ledger.profile(started_at.elapsed().as_secs_f64(), settings.threads);
@@ -149,18 +149,18 @@ impl Failure {
 
 /// What all threads have spent.
 #[derive(Default)]
-struct Ledger(Mutex<(Spent, u64)>);
+struct Ledger(Mutex<(Spent, Ran)>);
 
 impl Ledger {
-    fn note(&self, spent: Spent, cpu_ns: u64) {
+    fn note(&self, spent: Spent, ran: Ran) {
         let mut sum = self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         sum.0.add(spent);
-        sum.1 += cpu_ns;
+        sum.1.add(ran);
     }
 
     fn profile(self, seconds: f64, threads: usize) -> Profile {
-        let (spent, cpu_ns) = self.0.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
-        Profile::new(&spent, cpu_ns, seconds, threads)
+        let (spent, ran) = self.0.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
+        Profile::new(&spent, ran, seconds, threads)
     }
 }
 

@@ -116,10 +116,38 @@ impl Watch {
     }
 }
 
-/// Processor nanoseconds of the calling thread so far.
-pub fn thread_cpu_ns() -> u64 {
-    let now = clock_gettime(ClockId::ThreadCPUTime);
-    u64::try_from(now.tv_sec).unwrap_or(0) * 1_000_000_000 + u64::try_from(now.tv_nsec).unwrap_or(0)
+/// Nanoseconds a thread had a processor, and how long it was ready to run and had none.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Ran {
+    /// On a processor.
+    pub cpu_ns: u64,
+    /// Waiting for one, as the kernel counts it; 0 where it does not.
+    pub delayed_ns: u64,
+}
+
+impl Ran {
+    /// Of the calling thread so far.
+    pub fn of_thread() -> Self {
+        let now = clock_gettime(ClockId::ThreadCPUTime);
+        let cpu_ns = u64::try_from(now.tv_sec).unwrap_or(0) * 1_000_000_000 + u64::try_from(now.tv_nsec).unwrap_or(0);
+        // Time on a processor, time waiting for one, turns.
+        let told = std::fs::read_to_string("/proc/thread-self/schedstat").unwrap_or_default();
+        let delayed_ns = told.split_ascii_whitespace().nth(1).and_then(|text| text.parse().ok()).unwrap_or(0);
+        Self { cpu_ns, delayed_ns }
+    }
+
+    /// What came since `before`.
+    #[must_use]
+    pub fn since(self, before: Self) -> Self {
+        let cpu_ns = self.cpu_ns.saturating_sub(before.cpu_ns);
+        Self { cpu_ns, delayed_ns: self.delayed_ns.saturating_sub(before.delayed_ns) }
+    }
+
+    /// Adds another thread's.
+    pub fn add(&mut self, other: Self) {
+        self.cpu_ns += other.cpu_ns;
+        self.delayed_ns += other.delayed_ns;
+    }
 }
 
 /// One stage of a profile.
@@ -142,6 +170,8 @@ pub struct Profile {
     pub seconds: f64,
     /// Processor seconds of its threads.
     pub cpu_seconds: f64,
+    /// Seconds they were ready to run and other work had the processors; 0 where the kernel does not tell.
+    pub delayed_seconds: f64,
     /// Threads that read, hash and compress; one more writes.
     pub threads: usize,
     /// Each stage; together they are all threads' time.
@@ -151,7 +181,7 @@ pub struct Profile {
 impl Profile {
     /// Of a run that took `seconds` on `threads` workers.
     #[expect(clippy::cast_precision_loss, reason = "thread counts and nanoseconds fit")]
-    pub fn new(spent: &Spent, cpu_ns: u64, seconds: f64, threads: usize) -> Self {
+    pub fn new(spent: &Spent, ran: Ran, seconds: f64, threads: usize) -> Self {
         let whole = seconds.max(1e-9);
         let stages = STAGES.map(|stage| {
             // Who can be at it: the reader, the workers (the reader is one of them), the writer, or all.
@@ -165,7 +195,8 @@ impl Profile {
         });
         let stages = stages.to_vec();
         let bottleneck = bottleneck(&stages, threads);
-        Self { bottleneck, seconds, cpu_seconds: cpu_ns as f64 / 1e9, threads, stages }
+        let (cpu_seconds, delayed_seconds) = (ran.cpu_ns as f64 / 1e9, ran.delayed_ns as f64 / 1e9);
+        Self { bottleneck, seconds, cpu_seconds, delayed_seconds, threads, stages }
     }
 
     /// Thread seconds of a stage.
@@ -208,7 +239,7 @@ mod tests {
     fn of(threads: usize, seconds: &[(Stage, u64)]) -> Profile {
         let mut spent = Spent::default();
         seconds.iter().for_each(|(stage, seconds)| spent.0[*stage as usize] = seconds * 1_000_000_000);
-        Profile::new(&spent, 0, 10.0, threads)
+        Profile::new(&spent, Ran::default(), 10.0, threads)
     }
 
     #[test]

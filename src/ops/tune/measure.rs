@@ -6,6 +6,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use rustix::time::{ClockId, clock_gettime};
+
 use super::sample::{Sample, go_on};
 use crate::{
     clock::Clock,
@@ -45,12 +47,50 @@ pub struct Trial {
 }
 
 impl Trial {
-    /// Seconds of all threads a plain byte costs, without what waits for the volume.
+    /// What a plain byte costs.
     #[expect(clippy::cast_precision_loss, reason = "a speed")]
-    pub fn work_a_byte(&self) -> f64 {
+    pub fn cost(&self) -> Cost {
+        let profile = &self.profile;
         let work = [Stage::Read, Stage::Tar, Stage::Hash, Stage::Compress, Stage::Seal, Stage::Index];
-        work.iter().map(|stage| self.profile.seconds_of(*stage)).sum::<f64>() / self.plain_bytes.max(1) as f64
+        let at_work = work.iter().map(|stage| profile.seconds_of(*stage)).sum::<f64>();
+        // What was neither spent on a processor nor waiting for one was waiting for the source.
+        let waited = (at_work - profile.cpu_seconds - profile.delayed_seconds).max(0.0);
+        let waited = waited.min(profile.seconds_of(Stage::Read));
+        // Other work that had the processors meanwhile took its share of each stage.
+        let share = (profile.cpu_seconds / (at_work - waited).max(1e-9)).min(1.0);
+        let a_byte = |seconds: f64| seconds / self.plain_bytes.max(1) as f64;
+        Cost {
+            work: a_byte(profile.cpu_seconds),
+            read: a_byte((profile.seconds_of(Stage::Read) - waited) * share),
+            tar: a_byte(profile.seconds_of(Stage::Tar) * share),
+            hash: a_byte(profile.seconds_of(Stage::Hash) * share),
+            waited: a_byte(waited),
+        }
     }
+}
+
+/// Seconds a plain byte costs: those on a processor do not depend on what else the machine does.
+#[derive(Clone, Copy, Debug)]
+pub struct Cost {
+    /// On processors, all threads together.
+    pub work: f64,
+    /// Of these, reading.
+    pub read: f64,
+    /// Making headers.
+    pub tar: f64,
+    /// Hashing.
+    pub hash: f64,
+    /// Not on a processor: waiting for the source.
+    pub waited: f64,
+}
+
+/// What a volume takes.
+#[derive(Clone, Copy, Debug)]
+pub struct WriteRate {
+    /// Bytes a second.
+    pub bytes_per_second: f64,
+    /// Seconds on processors for each byte.
+    pub work_a_byte: f64,
 }
 
 /// Warnings of a trial say nothing new; what matters of the monitor is whether to stop.
@@ -132,6 +172,9 @@ const PREFIX: &str = "bk-probe-tune/";
 const LEFT_AFTER: Duration = Duration::from_hours(24);
 /// Objects grow to this length, as parts would.
 const OBJECT_LEN_MAX: u64 = 16 << 20;
+/// What is written at a time, and how much there is of it.
+const BLOCK_LEN: usize = 256 << 10;
+const BLOCK_COUNT: usize = 96;
 /// The first one's length.
 const OBJECT_LEN_MIN: u64 = 256 << 10;
 /// So many are being finished at the same time, as parts are.
@@ -165,11 +208,14 @@ impl<'a> Corner<'a> {
         format!("{PREFIX}{}-", self.run)
     }
 
-    /// Writes objects of noise for about `time`; gives bytes a second, the last one durable.
+    /// Writes objects of noise for about `time`, the last one durable.
     #[expect(clippy::cast_precision_loss, reason = "a speed")]
-    pub fn write_rate(&self, time: Duration, monitor: &dyn Monitor) -> Result<f64> {
-        let mut block = vec![0; 1 << 18];
-        blake3::Hasher::new().update(self.run.to_string().as_bytes()).finalize_xof().fill(&mut block);
+    pub fn write_rate(&self, time: Duration, monitor: &dyn Monitor) -> Result<WriteRate> {
+        // As much as the frames of a run: it does not stay in a processor's cache.
+        let mut noise = vec![0; BLOCK_LEN * BLOCK_COUNT];
+        blake3::Hasher::new().update(self.run.to_string().as_bytes()).finalize_xof().fill(&mut noise);
+        let mut blocks = (0..BLOCK_COUNT).cycle();
+        let cpu_before = clock_gettime(ClockId::ProcessCPUTime);
         let free = self.store.free_bytes()?;
         let written_max = free.map_or(WRITTEN_MAX, |free| WRITTEN_MAX.min(free / FREE_SHARE));
         let started_at = Instant::now();
@@ -182,10 +228,12 @@ impl<'a> Corner<'a> {
             while in_object < len && (in_object < OBJECT_LEN_MIN || started_at.elapsed() < time) {
                 go_on(monitor)?;
                 // No two blocks are the same: a file system may keep equal ones once.
+                let at = blocks.next().unwrap_or(0) * BLOCK_LEN;
+                let block = &mut noise[at..at + BLOCK_LEN];
                 block[..8].copy_from_slice(&written.to_le_bytes());
-                object.write(&block)?;
-                in_object += block.len() as u64;
-                written += block.len() as u64;
+                object.write(block)?;
+                in_object += BLOCK_LEN as u64;
+                written += BLOCK_LEN as u64;
             }
             pending.push_back(object.start()?);
             while pending.len() > PENDING_COUNT_MAX {
@@ -195,7 +243,11 @@ impl<'a> Corner<'a> {
             (len, number) = ((len * 2).min(OBJECT_LEN_MAX), number + 1);
         }
         pending.into_iter().try_for_each(Pending::wait)?;
-        Ok(written as f64 / started_at.elapsed().as_secs_f64().max(1e-6))
+        let seconds = started_at.elapsed().as_secs_f64().max(1e-6);
+        let cpu = clock_gettime(ClockId::ProcessCPUTime) - cpu_before;
+        let cpu_seconds = cpu.tv_sec as f64 + cpu.tv_nsec as f64 / 1e9;
+        let written = written.max(1) as f64;
+        Ok(WriteRate { bytes_per_second: written / seconds, work_a_byte: cpu_seconds / written })
     }
 
     /// Removes what is in it.

@@ -2,7 +2,10 @@
 
 use serde::Serialize;
 
-use super::{measure::Trial, sample::Totals};
+use super::{
+    measure::{Trial, WriteRate},
+    sample::Totals,
+};
 use crate::{
     engine::write::profile::{STAGES, Stage},
     format::codec::Codec,
@@ -40,8 +43,12 @@ pub struct Facts {
     pub totals: Totals,
     /// Seconds the reader needs for a plain byte it meets for the first time.
     pub read_a_byte: f64,
-    /// Bytes a second the volume takes.
-    pub write_rate: Option<f64>,
+    /// What the volume takes.
+    pub write_rate: Option<WriteRate>,
+    /// Processors there are.
+    pub processors: usize,
+    /// How much longer things take because of what else the machine does; 1 is not at all.
+    pub slowed: f64,
 }
 
 /// One way to store all of it, and what that would come to.
@@ -97,18 +104,22 @@ pub fn predict(trial: &Trial, like: Likeness, facts: &Facts) -> Choice {
     let a_byte = |seconds: f64| seconds / trial.plain_bytes.max(1) as f64;
     let stored_a_byte = like.of(a_byte(trial.stored_bytes as f64));
     let stored = stored_a_byte * plain;
-    let read = a_byte(trial.profile.seconds_of(Stage::Read));
-    let waits = (facts.read_a_byte - read).max(0.0);
+    let (cost, threads) = (trial.cost(), trial.settings.threads);
+    let (work, waits) = (cost.work * facts.slowed, (facts.read_a_byte - cost.read * facts.slowed).max(0.0));
     // Who waits for the source does nothing else meanwhile.
-    let workers = (trial.work_a_byte() + waits) * plain / trial.settings.threads as f64;
-    let reader = (read + waits + a_byte(trial.profile.seconds_of(Stage::Tar))) * plain;
-    let volume = facts.write_rate.map_or(0.0, |rate| stored / rate.max(1.0));
+    let workers = (work + waits) * plain / threads as f64;
+    // The writer is a thread of its own, and takes a processor's time like the others.
+    let writing = facts.write_rate.map_or(0.0, |rate| rate.work_a_byte * facts.slowed);
+    let processors = (work * plain + writing * stored) / facts.processors.clamp(1, threads + 1) as f64;
+    let workers = workers.max(processors);
+    let reader = (cost.read * facts.slowed + waits + cost.tar * facts.slowed) * plain;
+    let volume = facts.write_rate.map_or(0.0, |rate| stored / rate.bytes_per_second.max(1.0));
     let seconds = workers.max(reader).max(volume).max(1e-6);
     let largest =
         STAGES[1..5].iter().max_by(|a, b| trial.profile.seconds_of(**a).total_cmp(&trial.profile.seconds_of(**b)));
     let bottleneck = if volume >= workers.max(reader) {
         Stage::Write
-    } else if reader >= workers || (read + waits) * 2.0 > trial.work_a_byte() + waits {
+    } else if reader >= workers || (cost.read + waits) * 2.0 > cost.work + waits {
         Stage::Read
     } else {
         *largest.unwrap_or(&Stage::Compress)

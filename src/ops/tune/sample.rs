@@ -10,7 +10,7 @@ use std::{
     io::Read,
     os::unix::{ffi::OsStrExt, fs::FileExt},
     path::{Path, PathBuf},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use rustix::fs::{AtFlags, FileType, Stat};
@@ -80,7 +80,12 @@ pub enum Sample {
         windows: Vec<Window>,
     },
     /// The beginning of a stream.
-    Head(Vec<u8>),
+    Head {
+        /// What came.
+        bytes: Vec<u8>,
+        /// How long it took to come, from the first byte on.
+        seconds: f64,
+    },
 }
 
 impl Sample {
@@ -88,7 +93,7 @@ impl Sample {
     pub fn step_count(&self) -> usize {
         match self {
             Self::Tree { windows, .. } => windows.len(),
-            Self::Head(head) => head.len().div_ceil(STEP_LEN),
+            Self::Head { bytes, .. } => bytes.len().div_ceil(STEP_LEN),
         }
     }
 
@@ -98,10 +103,19 @@ impl Sample {
             Self::Tree { windows, .. } => {
                 windows.iter().take(count).fold((0, 0), |sum, one| (sum.0 + one.plain_bytes, sum.1 + one.content_bytes))
             }
-            Self::Head(head) => {
-                let len = self.head_len(head, count) as u64;
+            Self::Head { bytes, .. } => {
+                let len = self.head_len(bytes, count) as u64;
                 (len, len)
             }
+        }
+    }
+
+    /// Of a stream, the seconds a byte took to come.
+    #[expect(clippy::cast_precision_loss, reason = "a speed")]
+    pub fn came_a_byte(&self) -> Option<f64> {
+        match self {
+            Self::Tree { .. } => None,
+            Self::Head { bytes, seconds } => Some(seconds / bytes.len().max(1) as f64),
         }
     }
 
@@ -131,7 +145,7 @@ impl Sample {
     /// The rest of the first `count` steps, to be read as a stream.
     pub fn stream(&self, count: usize) -> Option<Box<dyn Read + '_>> {
         match self {
-            Self::Head(head) => Some(Box::new(&head[..self.head_len(head, count)])),
+            Self::Head { bytes, .. } => Some(Box::new(&bytes[..self.head_len(bytes, count)])),
             Self::Tree { base, windows } => {
                 let pieces: Vec<_> = windows.iter().take(count).flat_map(|window| &window.pieces).collect();
                 if pieces.is_empty() {
@@ -176,16 +190,29 @@ impl Read for Pieces<'_> {
     }
 }
 
-/// Reads the beginning of a stream, at most `len_max` bytes and till `until`; and whether that is all of it.
-pub fn head(input: &mut dyn Read, len_max: usize, until: Instant, monitor: &dyn Monitor) -> Result<(Vec<u8>, bool)> {
-    let mut head = Vec::new();
+/// Reads the beginning of a stream, at most `len_max` bytes and till `until`; whether that is all of it, and the seconds it was waited
+/// for after its first bytes.
+pub fn head(
+    input: &mut dyn Read,
+    len_max: usize,
+    until: Instant,
+    monitor: &dyn Monitor,
+) -> Result<(Vec<u8>, bool, f64)> {
+    let (mut head, mut spent) = (Vec::new(), Duration::ZERO);
     let mut buf = vec![0; 1 << 20];
     while head.len() < len_max && Instant::now() < until {
         go_on(monitor)?;
         let want = buf.len().min(len_max - head.len());
+        let asked_at = Instant::now();
         match input.read(&mut buf[..want]) {
-            Ok(0) => return Ok((head, true)),
-            Ok(len) => head.extend_from_slice(&buf[..len]),
+            Ok(0) => return Ok((head, true, spent.as_secs_f64())),
+            Ok(len) => {
+                // What comes before a program's first output comes once.
+                if !head.is_empty() {
+                    spent += asked_at.elapsed();
+                }
+                head.extend_from_slice(&buf[..len]);
+            }
             Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
             Err(e) => {
                 go_on(monitor)?;
@@ -193,7 +220,7 @@ pub fn head(input: &mut dyn Read, len_max: usize, until: Instant, monitor: &dyn 
             }
         }
     }
-    Ok((head, false))
+    Ok((head, false, spent.as_secs_f64()))
 }
 
 /// An error when the user wants an end.
