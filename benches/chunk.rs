@@ -14,6 +14,9 @@ use std::io::Read;
 
 use bk::engine::write::chunk::{Chunker, Cutter, Identity, Key, Lengths};
 use rustix::time::{ClockId, clock_gettime};
+use support::Numbers;
+
+mod support;
 
 const BYTES: usize = 1 << 30;
 const BUFFER: usize = 4 << 20;
@@ -94,22 +97,22 @@ fn changes(old: Vec<u8>) {
     let mut random_blocks = old.clone();
     let mut other_rows = old.clone();
     for _ in 0..500 {
-        let at = numbers.below(old.len() / 4096) * 4096;
+        let at = below(&mut numbers, old.len() / 4096) * 4096;
         random_blocks[at..at + 4096].copy_from_slice(&random(4096, numbers.next()));
-        let from = numbers.below(old.len() - 4096);
+        let from = below(&mut numbers, old.len() - 4096);
         other_rows[at..at + 4096].copy_from_slice(&old[from..from + 4096]);
     }
     report("500 overwrites of 4 KiB, random", &old, &random_blocks);
     report("500 overwrites of 4 KiB, other rows", &old, &other_rows);
     drop((random_blocks, other_rows));
 
-    let mut places: Vec<usize> = (0..200).map(|_| numbers.below(old.len())).collect();
+    let mut places: Vec<usize> = (0..200).map(|_| below(&mut numbers, old.len())).collect();
     places.sort_unstable();
     let mut new = Vec::with_capacity(old.len() + (1 << 20));
     let mut done = 0;
     for at in places {
         new.extend_from_slice(&old[done..at]);
-        new.extend_from_slice(&random(400 + numbers.below(200), numbers.next()));
+        new.extend_from_slice(&random(400 + below(&mut numbers, 200), numbers.next()));
         done = at;
     }
     new.extend_from_slice(&old[done..]);
@@ -153,20 +156,8 @@ fn random(len: usize, seed: u64) -> Vec<u8> {
     bytes
 }
 
-/// SplitMix64, for places of changes.
-struct Numbers(u64);
-
-impl Numbers {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let x = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        x ^ (x >> 31)
-    }
-
-    fn below(&mut self, limit: usize) -> usize {
-        usize::try_from(self.next() % limit as u64).unwrap()
-    }
+fn below(numbers: &mut Numbers, limit: usize) -> usize {
+    usize::try_from(numbers.below(limit as u64)).unwrap()
 }
 
 fn cpu_ms() -> f64 {

@@ -1,18 +1,28 @@
 #!/usr/bin/env python3
 """bk beside its peers on real input: whole commands, in turn, medians of the ratios pair by pair.
 
-    benches/peers.py [--runs N] [--only NAME] [--kernel TARBALL] [--work DIR]
+    benches/peers.py [--runs N] [--only NAME] [--kernel TARBALL] [--work DIR] [--svg FILE] [--mount]
 
 Needs a release build (cargo build --release) and Debian's tar, zstd, bzip2, pbzip2, lbzip2, b3sum, and the package
-linux-source-6.1 for the kernel tree. Works in a directory on tmpfs, so that disks play no part; the page cache is warm.
+linux-source-6.1 for the kernel tree; restic, borg, bupstash and rustic where they are installed. Works in a directory on tmpfs, so that disks play
+no part; the page cache is warm. Prints a table as Markdown, with --svg a chart of it, too; --mount goes on with benches/mount.py.
 """
 
 import argparse, os, random, shutil, subprocess, sys
 
+from chart import svg
 from common import BK, KERNEL, kernel, made_dump, median, real_dump, run
 
 
-def pair(name, target, ours, peer, before_ours, before_peer, cwd, runs):
+def size(path):
+    """Bytes of the files below a path."""
+    if not os.path.isdir(path):
+        return os.path.getsize(path)
+    return sum(os.path.getsize(os.path.join(d, f)) for d, _, files in os.walk(path) for f in files)
+
+
+def pair(name, target, ours, peer, before_ours, before_peer, cwd, runs, stored):
+    """Prints a row; gives the median of the ratios. `stored` are what the two of them leave, where that is compared."""
     ratios, rows = [], []
     for n in range(runs + 1):
         subprocess.run(["bash", "-c", before_ours], cwd=cwd, check=True)
@@ -22,11 +32,57 @@ def pair(name, target, ours, peer, before_ours, before_peer, cwd, runs):
         if n > 0:
             ratios.append(a[0] / b[0])
             rows.append((a, b))
+    sizes = " / ".join(f"{size(os.path.join(cwd, path)) / 1e6:.1f} MB" for path in stored) if stored else "–"
     print(
         f"| {name} | {median(r[0][0] for r in rows):.2f} s | {median(r[1][0] for r in rows):.2f} s | "
-        f"{median(ratios):.2f} ({min(ratios):.2f}–{max(ratios):.2f}) | {target} | {median(r[0][2] for r in rows):.0f} MiB |",
+        f"{median(ratios):.2f} ({min(ratios):.2f}–{max(ratios):.2f}) | {target} | {sizes} | {median(r[0][2] for r in rows):.0f} MiB |",
         flush=True,
     )
+    return median(ratios)
+
+
+# What makes an empty repository, stores a tree, and restores what was stored last; none of them encrypts where it can be had without.
+STORES = {
+    "restic": (
+        "rm -rf r && restic -q -r r init",
+        "restic -q -r r backup {tree}",
+        "restic -q -r r restore latest --target out",
+        {"RESTIC_PASSWORD": "x", "RESTIC_CACHE_DIR": "restic-cache"},
+    ),
+    "borg": (
+        "rm -rf r && borg init -e none r",
+        "borg create --compression zstd,3 r::'{{now:%H%M%S%f}}' {tree}",
+        "cd out && borg extract ../r::$(borg list --short --last 1 ../r)",
+        {"BORG_BASE_DIR": "borg-base", "BORG_UNKNOWN_UNENCRYPTED_REPO_ACCESS_IS_OK": "yes"},
+    ),
+    "rustic": (
+        "rm -rf r && rustic -r r init",
+        "rustic -r r backup {tree}",
+        "rustic -r r restore latest out",
+        {"RUSTIC_PASSWORD": "x", "RUSTIC_CACHE_DIR": "rustic-cache"},
+    ),
+    "bupstash": (
+        "rm -rf r key && bupstash new-key -o key && bupstash init -r r",
+        "bupstash put -q -r r -k key name=k {tree}",
+        "bupstash get -q -r r -k key name=k | tar -C out -xf -",
+        {},
+    ),
+}
+
+
+def store_cases(tree, snap, inc, based, fresh):
+    """Rows for each of the other programs that are installed."""
+    for name, (init, put, get, env) in STORES.items():
+        if not shutil.which(name):
+            print(f"{name} is not installed: left out", file=sys.stderr)
+            continue
+        os.environ.update(env)
+        put_inc, put = put.format(tree="inc"), put.format(tree=tree)
+        has_r = f"[ -f r-{name} ] || ({init} && {put} && rm -f r-* && touch r-{name})"
+        has_v = f"[ -d v/data/k ] || ({fresh} && {snap} -C {tree} .)"
+        yield (f"kernel zstd:3 / {name}", "0.90" if name == "bupstash" else "–", f"{snap} -C {tree} .", put, fresh, f"rm -f r-*; {init}", ("v", "r"))
+        yield (f"increment, nothing changed / {name}", "1.00", f"{inc} k --level 1", put_inc, f"{based}; rm -f r-*", f"[ -f r-inc ] || ({init} && {put_inc} && touch r-inc)", None)
+        yield (f"restore zstd:3 / {name}", "0.75", f"{BK} restore -q --volume v k/latest --target out", get, f"rm -rf out; {has_v}; rm -f r-inc; {has_r}", "rm -rf out && mkdir out", None)
 
 
 def edit(root, seed):
@@ -64,9 +120,11 @@ def changed_dumps(work):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--runs", type=int, default=5)
-    parser.add_argument("--only", default="")
+    parser.add_argument("--only", default="", help="parts of names, with commas")
     parser.add_argument("--kernel", default=KERNEL)
     parser.add_argument("--work", default="/dev/shm/bk-peers")
+    parser.add_argument("--svg", help="write a chart of the ratios")
+    parser.add_argument("--mount", action="store_true", help="then the mount beside squashfs, as root")
     parser.add_argument("--edit", nargs=2, metavar=("DIR", "SEED"), help="only edit one percent of a tree")
     args = parser.parse_args()
     if args.edit:
@@ -77,9 +135,10 @@ def main():
         if not real_dump(f"{work}/pg.sql", work):
             print("PostgreSQL is missing, or this is not root: the pg_dump row is left out, the made one stands for it", file=sys.stderr)
     tree = kernel(work, args.kernel)
-    if not os.path.exists(f"{work}/dump.sql"):
+    wants_all = not args.only
+    if (wants_all or "dump" in args.only or "stream" in args.only) and not os.path.exists(f"{work}/dump.sql"):
         made_dump(f"{work}/dump.sql", 2 << 30)
-    if not os.path.exists(f"{work}/noise"):
+    if (wants_all or "noise" in args.only) and not os.path.exists(f"{work}/noise"):
         subprocess.run(["dd", "if=/dev/urandom", f"of={work}/noise", "bs=1M", "count=2048", "status=none"], check=True)
 
     fresh = f"rm -rf v && {BK} volume create -q v"
@@ -95,7 +154,7 @@ def main():
         os.path.exists(f"{work}/d2") or changed_dumps(work)
     streamed = f"rm -rf vd && {BK} volume create -q vd && {BK} snapshot -q --volume vd --job d --level 0 --stdin dump < d0"
     cases = [
-        ("kernel zstd:3 / tar, zstd -T2 -3", "0.60", f"{snap} -C {tree} .", f"{tar} | zstd -T2 -3 -q -f -o peer.zst", fresh, "rm -f peer.zst"),
+        ("kernel zstd:3 / tar, zstd -T2 -3", "0.60", f"{snap} -C {tree} .", f"{tar} | zstd -T2 -3 -q -f -o peer.zst", fresh, "rm -f peer.zst", ("v", "peer.zst")),
         ("dump 2 GiB / zstd -T2 -3", "0.65", f"{snap} --stdin dump < dump.sql", "zstd -T2 -3 -q -f -o peer.zst < dump.sql", fresh, "rm -f peer.zst"),
         ("pg_dump of pgbench / zstd -T2 -3", "0.65", f"{snap} --stdin dump < pg.sql", "zstd -T2 -3 -q -f -o peer.zst < pg.sql", fresh, "rm -f peer.zst"),
         ("noise 2 GiB / cp, b3sum", "1.25", f"{snap} --stdin noise < noise", "cp noise copy && b3sum --num-threads 1 copy > /dev/null", fresh, "rm -f copy peer.zst"),
@@ -113,12 +172,21 @@ def main():
         ("stream 1 GiB, 500 overwrites, level 1 / zstd -T2 -3", "–", f"{BK} snapshot -q --volume vd --job d --level 1 --stdin dump < d1", "zstd -T2 -3 -q -f -o peer.zst < d1", streamed, "rm -f peer.zst"),
         ("stream 1 GiB, 200 inserts, level 1 / zstd -T2 -3", "–", f"{BK} snapshot -q --volume vd --job d --level 1 --stdin dump < d2", "zstd -T2 -3 -q -f -o peer.zst < d2", streamed, "rm -f peer.zst"),
     ]
-    print("| what / peer | bk | peer | ratio, median (min–max) | goal | bk peak memory |\n|---|---|---|---|---|---|")
-    for name, target, ours, peer, before_ours, before_peer in cases:
+    cases += list(store_cases(tree, snap, inc, based, fresh))
+    print("| what / peer | bk | peer | ratio, median (min–max) | goal | stored, bk / peer | bk peak memory |\n|---|---|---|---|---|---|---|")
+    chart = []
+    for name, target, ours, peer, before_ours, before_peer, *stored in cases:
         if "pg_dump" in name and not os.path.exists(f"{work}/pg.sql"):
             continue
-        if args.only in name:
-            pair(name, target, ours, peer, before_ours, before_peer, work, args.runs if "bzip2" not in name else min(args.runs, 3))
+        if any(only in name for only in args.only.split(",")):
+            runs = args.runs if "bzip2" not in name else min(args.runs, 3)
+            ratio = pair(name, target, ours, peer, before_ours, before_peer, work, runs, stored[0] if stored else None)
+            chart.append((name, ratio, None if target == "–" else float(target)))
+    if args.svg:
+        with open(args.svg, "w") as out:
+            out.write(svg("Time of bk by its peer's, median; the green marks are goals", chart))
+    if args.mount:
+        subprocess.run([os.path.join(os.path.dirname(os.path.abspath(__file__)), "mount.py"), "--runs", str(args.runs)], check=True)
     shutil.rmtree(f"{work}/out", ignore_errors=True)
 
 

@@ -78,6 +78,7 @@ def main():
         usual = found["present"]["frame_size"]
         wishes = {wish: found[wish] for wish in ("present", "fastest", "balanced", "smallest")}
         choices = [c for c in found["choices"] if c["seconds"] < args.seconds_max and (c["frame_size"] == usual or c in wishes.values())]
+        print(f"{kind}: tuned in {found['seconds']:.0f} s, volume {found['write_bytes_per_second'] / 1e6:.0f} MB/s", file=sys.stderr, flush=True)
         measured = [[] for _ in choices]
         for _ in range(args.runs):
             for choice, times in zip(choices, measured):

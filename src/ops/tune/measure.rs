@@ -84,6 +84,13 @@ pub struct Cost {
     pub waited: f64,
 }
 
+/// Seconds of this process on processors.
+#[expect(clippy::cast_precision_loss, reason = "nanoseconds of a run fit")]
+fn own_seconds() -> f64 {
+    let now = clock_gettime(ClockId::ProcessCPUTime);
+    now.tv_sec as f64 + now.tv_nsec as f64 / 1e9
+}
+
 /// What a volume takes.
 #[derive(Clone, Copy, Debug)]
 pub struct WriteRate {
@@ -179,9 +186,10 @@ const BLOCK_COUNT: usize = 96;
 const OBJECT_LEN_MIN: u64 = 256 << 10;
 /// So many are being finished at the same time, as parts are.
 const PENDING_COUNT_MAX: usize = 4;
-/// More says nothing new; and no more than a share of what is free.
+/// More says nothing new.
 const WRITTEN_MAX: u64 = 256 << 20;
-const FREE_SHARE: u64 = 8;
+/// No more than this share of what is free is taken.
+pub const FREE_SHARE: u64 = 8;
 
 /// A place on a volume for as long as this lives; what is in it goes with it, whatever ends the run in order.
 pub struct Corner<'a> {
@@ -215,7 +223,7 @@ impl<'a> Corner<'a> {
         let mut noise = vec![0; BLOCK_LEN * BLOCK_COUNT];
         blake3::Hasher::new().update(self.run.to_string().as_bytes()).finalize_xof().fill(&mut noise);
         let mut blocks = (0..BLOCK_COUNT).cycle();
-        let cpu_before = clock_gettime(ClockId::ProcessCPUTime);
+        let cpu_before = own_seconds();
         let free = self.store.free_bytes()?;
         let written_max = free.map_or(WRITTEN_MAX, |free| WRITTEN_MAX.min(free / FREE_SHARE));
         let started_at = Instant::now();
@@ -244,8 +252,7 @@ impl<'a> Corner<'a> {
         }
         pending.into_iter().try_for_each(Pending::wait)?;
         let seconds = started_at.elapsed().as_secs_f64().max(1e-6);
-        let cpu = clock_gettime(ClockId::ProcessCPUTime) - cpu_before;
-        let cpu_seconds = cpu.tv_sec as f64 + cpu.tv_nsec as f64 / 1e9;
+        let cpu_seconds = own_seconds() - cpu_before;
         let written = written.max(1) as f64;
         Ok(WriteRate { bytes_per_second: written / seconds, work_a_byte: cpu_seconds / written })
     }

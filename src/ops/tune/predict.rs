@@ -46,9 +46,7 @@ pub struct Facts {
     /// What the volume takes.
     pub write_rate: Option<WriteRate>,
     /// Processors there are.
-    pub processors: usize,
-    /// How much longer things take because of what else the machine does; 1 is not at all.
-    pub slowed: f64,
+    pub processors: f64,
 }
 
 /// One way to store all of it, and what that would come to.
@@ -104,15 +102,15 @@ pub fn predict(trial: &Trial, like: Likeness, facts: &Facts) -> Choice {
     let a_byte = |seconds: f64| seconds / trial.plain_bytes.max(1) as f64;
     let stored_a_byte = like.of(a_byte(trial.stored_bytes as f64));
     let stored = stored_a_byte * plain;
-    let (cost, threads) = (trial.cost(), trial.settings.threads);
-    let (work, waits) = (cost.work * facts.slowed, (facts.read_a_byte - cost.read * facts.slowed).max(0.0));
+    let (cost, threads) = (trial.cost(), trial.settings.threads as f64);
+    let waits = (facts.read_a_byte - cost.read).max(0.0);
     // Who waits for the source does nothing else meanwhile.
-    let workers = (work + waits) * plain / threads as f64;
+    let workers = (cost.work + waits) * plain / threads.min(facts.processors);
     // The writer is a thread of its own, and takes a processor's time like the others.
-    let writing = facts.write_rate.map_or(0.0, |rate| rate.work_a_byte * facts.slowed);
-    let processors = (work * plain + writing * stored) / facts.processors.clamp(1, threads + 1) as f64;
+    let writing = facts.write_rate.map_or(0.0, |rate| rate.work_a_byte);
+    let processors = (cost.work * plain + writing * stored) / facts.processors.min(threads + 1.0);
     let workers = workers.max(processors);
-    let reader = (cost.read * facts.slowed + waits + cost.tar * facts.slowed) * plain;
+    let reader = (cost.read + waits + cost.tar) * plain;
     let volume = facts.write_rate.map_or(0.0, |rate| stored / rate.bytes_per_second.max(1.0));
     let seconds = workers.max(reader).max(volume).max(1e-6);
     let largest =
@@ -158,6 +156,10 @@ pub fn best(choices: &[Choice], wish: Wish, frame_size: u64) -> Option<&Choice> 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::engine::write::{
+        pipeline::Settings,
+        profile::{Part, Profile},
+    };
 
     fn choice(level: i32, frame_mib: u64, seconds: f64, stored_bytes: u64) -> Choice {
         Choice {
@@ -182,6 +184,45 @@ mod tests {
         is_near(like(0.6, 0.5).of(0.5), 0.6);
         is_near(like(1.0, 1.0).of(1.001), 1.001);
         is_near(like(0.12, 0.10).of(0.05), 0.06);
+    }
+
+    /// A gigabyte on two threads, stored as it is: 2 s of processors, of them 0.2 s of reading.
+    fn trial(read: f64, compress: f64, delayed_seconds: f64) -> Trial {
+        let part = |stage, seconds| Part { stage, seconds, busy: 0.0 };
+        let stages = vec![part(Stage::Read, read), part(Stage::Compress, compress)];
+        let profile = Profile { bottleneck: "", seconds: 9.0, cpu_seconds: 2.0, delayed_seconds, threads: 2, stages };
+        let settings = Settings { threads: 2, codec: Codec::None, frame_len: 4 << 20, verify_all: false };
+        let (plain_bytes, content_bytes, stored_bytes) = (GB, GB, GB);
+        Trial { settings, count: 1, plain_bytes, content_bytes, stored_bytes, profile }
+    }
+
+    const GB: u64 = 1_000_000_000;
+
+    fn seconds(trial: &Trial, write_rate: Option<WriteRate>, processors: f64) -> f64 {
+        let totals = Totals { entries: 1, files: 1, content_bytes: 2 * GB, plain_bytes: 2 * GB, is_all: true };
+        let facts = Facts { totals, read_a_byte: trial.cost().read + trial.cost().waited, write_rate, processors };
+        predict(trial, Likeness { of_all: 1.0, of_these: 1.0 }, &facts).seconds
+    }
+
+    fn is_near(a: f64, b: f64) {
+        assert!((a - b).abs() < 1e-6, "{a} {b}");
+    }
+
+    #[test]
+    fn the_writer_needs_a_processor_too() {
+        let fast = WriteRate { bytes_per_second: 1e12, work_a_byte: 1e-9 };
+        is_near(seconds(&trial(0.2, 1.8, 0.0), None, 2.0), 2.0);
+        is_near(seconds(&trial(0.2, 1.8, 0.0), Some(fast), 2.0), 3.0);
+        is_near(seconds(&trial(0.2, 1.8, 0.0), Some(fast), 4.0), 2.0);
+        is_near(seconds(&trial(0.2, 1.8, 0.0), Some(WriteRate { bytes_per_second: 1e8, ..fast }), 4.0), 20.0);
+    }
+
+    #[test]
+    fn other_work_meanwhile_does_not_count_and_a_slow_source_does() {
+        is_near(seconds(&trial(0.4, 3.6, 2.0), None, 2.0), 2.0);
+        // 3 s of waiting for each gigabyte: the reader is what takes longest.
+        is_near(seconds(&trial(3.2, 1.8, 0.0), None, 2.0), 6.4);
+        is_near(trial(3.2, 1.8, 0.0).cost().waited * 1e9, 3.0);
     }
 
     #[test]
