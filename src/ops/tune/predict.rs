@@ -21,20 +21,16 @@ pub struct Likeness {
 }
 
 impl Likeness {
-    /// Stored bytes a plain byte on all steps, of what stored `these` on its own. In data that hardly shrinks what is saved is in
-    /// proportion: what cannot be compressed saves nothing with any codec. In data that shrinks a lot it is what is left.
+    /// Stored bytes a plain byte on all steps, of what stored `these` on its own: the same power of the reference's. So what stores
+    /// all as it is does so on any steps, and what does as well as the reference follows it.
     fn of(self, these: f64) -> f64 {
-        let (all, own) = (self.of_all, self.of_these);
-        if all.min(own) < SHRINKS {
-            return these * all / own.max(1e-12);
+        // Where the reference saves next to nothing, it says nothing of others.
+        if self.of_these > 0.99 || self.of_all <= 0.0 || self.of_these <= 0.0 {
+            return these;
         }
-        let saved = 1.0 - own;
-        if saved < 0.01 { these } else { 1.0 - (1.0 - these) * (1.0 - all) / saved }
+        self.of_all.powf(these.ln() / self.of_these.ln())
     }
 }
-
-/// Data of which less than this is left shrinks a lot.
-const SHRINKS: f64 = 0.3;
 
 /// What else is known.
 #[derive(Clone, Copy, Debug)]
@@ -178,12 +174,14 @@ mod tests {
     #[test]
     fn a_few_steps_are_held_against_all() {
         let like = |of_all, of_these| Likeness { of_all, of_these };
-        let is_near = |a: f64, b: f64| assert!((a - b).abs() < 1e-9, "{a} {b}");
         // What stores all as it is does so on any steps.
         is_near(like(0.6, 0.5).of(1.0), 1.0);
         is_near(like(0.6, 0.5).of(0.5), 0.6);
         is_near(like(1.0, 1.0).of(1.001), 1.001);
-        is_near(like(0.12, 0.10).of(0.05), 0.06);
+        // Also where the reference shrinks it a lot.
+        is_near(like(0.12, 0.18).of(1.0), 1.0);
+        is_near(like(0.12, 0.10).of(0.10), 0.12);
+        is_near(like(0.04, 0.20).of(0.04), 0.0016);
     }
 
     /// A gigabyte on two threads, stored as it is: 2 s of processors, of them 0.2 s of reading.
