@@ -12,7 +12,7 @@ import argparse, json, os, shutil, subprocess, sys
 
 from common import BK, kernel, median, real_dump, run, sh
 
-# Put before whole runs, such as "chrt -r 1" on a machine with other work.
+# Put before what is measured, such as "chrt -r 1" on a machine with other work.
 PREFIX = os.environ.get("BK_BENCH_PREFIX", "") + " "
 
 MEDIA_SUFFIXES = (".gz", ".xz", ".png", ".jpg", ".deb", ".crate", ".zst", ".bz2")
@@ -76,7 +76,7 @@ def main():
             tree = kernel(work) if kind == "kernel" else media(f"{work}/media")
             what = of = f"-C {tree} ."
         sh(f"rm -rf v; {BK} volume create -q v", cwd=work)
-        found = json.loads(subprocess.check_output(["bash", "-c", f"{BK} tune --json --time {args.time} --volume v {of}"], cwd=work))
+        found = json.loads(subprocess.check_output(["bash", "-c", f"{PREFIX}{BK} tune --json --time {args.time} --volume v {of}"], cwd=work))
         json.dump(found, open(f"{work}/tune-{kind}.json", "w"))
         usual = found["present"]["frame_size"]
         wishes = {wish: found[wish] for wish in ("present", "fastest", "balanced", "smallest")}
