@@ -48,6 +48,9 @@ case "$me $1 $2" in
 "control-role --is-active "*) is active; code=$? ;;
 "control-role "*) if is active; then echo '{"act": true, "role": "active"}'; else echo '{"act": true, "role": "standby"}'; fi ;;
 "app-is-online "*) is online || code=75 ;;
+"app-is-stopped "*) is online && code=75 ;;
+"shared-disk enable "*) is disk && code=1; on disk ;;
+"shared-disk disable "*) off disk ;;
 "is-active "*) is active || code=75 ;;
 "swststartsync "*) on synchronous ;;
 "is-equivalent "*) is synchronous; code=$? ;;
@@ -94,7 +97,7 @@ const COMMANDS: [&str; 23] = [
     "psql",
     "swststartsync",
 ];
-const MORE_COMMANDS: [&str; 3] = ["is-active", "systemctl", "umount"];
+const MORE_COMMANDS: [&str; 5] = ["app-is-stopped", "is-active", "shared-disk", "systemctl", "umount"];
 
 /// An example, its world and its stand-ins.
 pub struct Example {
@@ -183,6 +186,19 @@ impl Example {
         path.iter().try_fold(&mut self.table, |table, key| table.get_mut(*key)?.as_table_mut())
     }
 
+    /// The table of its gate: the job's, or that of its agent.
+    pub fn gate(&mut self) -> &mut Table {
+        let job = self.job.clone();
+        if self.at(&["job", &job, "gate"]).is_some() {
+            return self.at(&["job", &job, "gate"]).unwrap();
+        }
+        let agent = match self.words.strip_prefix("--agent ") {
+            Some(agent) => agent.to_owned(),
+            None => self.at(&["job", &job]).unwrap()["agent"].as_str().unwrap().to_owned(),
+        };
+        self.at(&["agent", &agent, "gate"]).unwrap()
+    }
+
     fn each_step(&mut self, kind: &str, mut change: impl FnMut(&mut Table)) {
         for section in ["job", "agent"] {
             let Some(Value::Table(jobs)) = self.table.get_mut(section) else { continue };
@@ -218,12 +234,12 @@ impl Example {
         };
         let job = self.job.clone();
         match (name, phase) {
-            ("run", "gate") => put(self.at(&["job", &job, "gate"]).unwrap(), "command"),
+            ("run", "gate") => put(self.gate(), "command"),
             ("run", "stream") => {
                 let paths = [
                     vec!["job", &job, "stream"],
                     vec!["job", &job, "role", "active", "stream"],
-                    vec!["agent", "offline", "stream"],
+                    vec!["agent", "pg-dump", "stream"],
                 ];
                 for path in paths {
                     let Some(streams) = self.at(&path) else { continue };
