@@ -90,7 +90,7 @@ impl Spare {
     }
 
     fn give_back(&self, buffer: Vec<u8>) {
-        if buffer.capacity() > SPARE_FRAME_MAX + MARGIN {
+        if buffer.capacity() == 0 || buffer.capacity() > SPARE_FRAME_MAX + MARGIN {
             return;
         }
         let mut held = self.held();
@@ -104,6 +104,10 @@ impl Spare {
         held.push_back(buffer);
     }
 }
+
+/// Frames being fetched take so many bytes at most, stored and plain, but for one that is longer: a store that is far away has many
+/// workers, and each might have a frame.
+const FLYING_LEN: std::ops::RangeInclusive<u64> = 8 << 20..=48 << 20;
 
 /// What of the memory for frames is left for those on their way and for spare buffers.
 fn reserved(cache_len: u64, threads: usize) -> u64 {
@@ -124,6 +128,8 @@ struct Shared {
     ahead_max: usize,
     /// Bytes that may be queued to be fetched ahead.
     ahead_len_max: u64,
+    /// Bytes of frames that may be fetched at one time.
+    flying_len_max: u64,
     counts: Arc<Counts>,
     monitor: Arc<dyn Monitor>,
 }
@@ -135,7 +141,27 @@ struct Flights {
     ahead: VecDeque<Stored>,
     ahead_len: u64,
     ahead_running: usize,
+    /// Bytes, stored and plain, of what workers are at.
+    flying_len: u64,
     is_over: bool,
+}
+
+impl Flights {
+    /// Whether a worker may begin with this one.
+    fn has_room(&self, stored: &Stored, len_max: u64) -> bool {
+        self.flying_len == 0 || self.flying_len + len_of(stored) <= len_max
+    }
+
+    /// False when another worker has begun with it or has ended it.
+    fn begin(&mut self, stored: &Stored) -> bool {
+        match self.flying.get_mut(&key_of(stored)) {
+            Some(flight) if !flight.is_begun => {
+                flight.is_begun = true;
+                true
+            }
+            _ => false,
+        }
+    }
 }
 
 #[derive(Default)]
@@ -146,6 +172,11 @@ struct Flight {
 
 fn key_of(stored: &Stored) -> Key {
     (stored.opened.chain.run(stored.run).id(), stored.frame.stream, stored.frame.offset)
+}
+
+/// What fetching a frame takes, bytes.
+fn len_of(stored: &Stored) -> u64 {
+    u64::from(stored.frame.len) + u64::from(stored.frame.stored_len)
 }
 
 impl Frames {
@@ -169,6 +200,7 @@ impl Frames {
             news: Condvar::new(),
             ahead_max: (threads - threads / 4).max(1),
             ahead_len_max: cache_len / 4,
+            flying_len_max: (cache_len / 4).clamp(*FLYING_LEN.start(), *FLYING_LEN.end()),
             counts,
             monitor,
         });
@@ -241,29 +273,45 @@ impl Shared {
             if flights.is_over {
                 return None;
             }
-            if let Some(stored) = flights.wanted.pop_front() {
-                match flights.flying.get_mut(&key_of(&stored)) {
-                    Some(flight) if !flight.is_begun => flight.is_begun = true,
-                    _ => continue,
+            if let Some((stored, is_ahead)) = self.begin_one(&mut flights) {
+                flights.flying_len += len_of(&stored);
+                let is_more = !flights.wanted.is_empty() || !flights.ahead.is_empty();
+                drop(flights);
+                if is_more {
+                    // Room for one may be room for several.
+                    self.news.notify_one();
                 }
-                return Some((stored, false));
-            }
-            if flights.ahead_running < self.ahead_max
-                && let Some(stored) = flights.ahead.pop_front()
-            {
-                match flights.flying.get_mut(&key_of(&stored)) {
-                    Some(flight) if !flight.is_begun => flight.is_begun = true,
-                    // Somebody wanted it before its turn came.
-                    _ => {
-                        flights.ahead_len -= u64::from(stored.frame.len);
-                        continue;
-                    }
-                }
-                flights.ahead_running += 1;
-                return Some((stored, true));
+                return Some((stored, is_ahead));
             }
             flights = self.news.wait(flights).unwrap_or_else(PoisonError::into_inner);
         }
+    }
+
+    fn begin_one(&self, flights: &mut Flights) -> Option<(Stored, bool)> {
+        while let Some(stored) = flights.wanted.front() {
+            if !flights.has_room(stored, self.flying_len_max) {
+                return None;
+            }
+            let stored = flights.wanted.pop_front()?;
+            if flights.begin(&stored) {
+                return Some((stored, false));
+            }
+        }
+        while flights.ahead_running < self.ahead_max
+            && let Some(stored) = flights.ahead.front()
+        {
+            if !flights.has_room(stored, self.flying_len_max) {
+                return None;
+            }
+            let stored = flights.ahead.pop_front()?;
+            if flights.begin(&stored) {
+                flights.ahead_running += 1;
+                return Some((stored, true));
+            }
+            // Somebody wanted it before its turn came.
+            flights.ahead_len -= u64::from(stored.frame.len);
+        }
+        None
     }
 
     fn work(&self) {
@@ -288,8 +336,12 @@ impl Shared {
             len @ ..=SPARE_FRAME_MAX => self.spare.take(len),
             _ => Vec::new(),
         };
-        reader.read(stored.opened.chain.run(stored.run), &stored.frame, &mut plain)?;
-        Ok(Arc::new(Held { bytes: plain, spare: self.spare.clone() }))
+        // Workers are many: none keeps a buffer for what is stored.
+        reader.lend(self.spare.take((stored.frame.stored_len as usize).min(SPARE_FRAME_MAX)));
+        let read = reader.read(stored.opened.chain.run(stored.run), &stored.frame, &mut plain);
+        self.spare.give_back(reader.lend(Vec::new()));
+        let held = Arc::new(Held { bytes: plain, spare: self.spare.clone() });
+        read.map(|()| held)
     }
 
     fn done(&self, stored: &Stored, is_ahead: bool, read: Result<Plain>) {
@@ -303,6 +355,7 @@ impl Shared {
             }
         };
         let mut flights = self.flights();
+        flights.flying_len -= len_of(stored);
         // Before the flight ends: whoever finds it gone finds the frame.
         if let Some(plain) = &plain {
             self.cache.insert(key, Arc::clone(plain));
@@ -314,9 +367,7 @@ impl Shared {
             add(&self.counts.ahead);
         }
         drop(flights);
-        if is_ahead {
-            self.news.notify_one();
-        }
+        self.news.notify_one();
         waiters.into_iter().for_each(|waiter| waiter(plain.clone()));
     }
 }

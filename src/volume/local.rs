@@ -64,6 +64,7 @@ impl LocalStore {
         let error = Error::io(format!("cannot {doing} {key} in {}", self.shown.display()), error);
         match error.kind() {
             Kind::NoSpace => error.with_hint("free space on the volume; nothing that was listed before is lost"),
+            Kind::Other => error.with_kind(Kind::Volume),
             _ => error,
         }
     }

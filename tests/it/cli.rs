@@ -8,7 +8,7 @@ use std::os::unix::fs::PermissionsExt;
 use rustix::process::Signal;
 
 use crate::support::rng::Rng;
-use crate::support::tools::{need, need_root, shell};
+use crate::support::tools::{copy_program, need, need_root, shell};
 use crate::support::{BK, Bk, World, exit, sorted};
 
 #[test]
@@ -180,7 +180,7 @@ fn what_may_not_be_read_is_named() {
     let world = World::new("rights");
     // The program and the volume must be within reach of the other user.
     let program = world.path("bk");
-    fs::copy(BK, &program).unwrap();
+    copy_program(BK, &program);
     for (name, mode) in [("open", 0o644), ("secret-file", 0o600)] {
         fs::write(world.src.join(name), name).unwrap();
         fs::set_permissions(world.src.join(name), fs::Permissions::from_mode(mode)).unwrap();

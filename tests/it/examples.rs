@@ -10,6 +10,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use crate::gates::{Answers, cluster, patroni};
 use crate::support::example::{Example, mount_point_of};
 use crate::support::rng::Rng;
+use crate::support::tools::write_program;
 use crate::support::{Bk, list};
 
 /// What is run and what it runs, in order.
@@ -701,7 +702,9 @@ fn a_step_runs_as_its_user() {
     example.set("suspended", "user", "nobody");
     let who = example.base.join("state/who");
     let script = format!("#!/bin/sh\nid -un > {0}; echo \"$HOME $USER\" >> {0}; id -Gn >> {0}\n", who.display());
-    fs::write(example.base.join("bin/db-suspend"), script).unwrap();
+    let program = example.base.join("bin/db-suspend");
+    fs::remove_file(&program).unwrap();
+    write_program(&program, &script);
     example.act().run().ok();
     let said = fs::read_to_string(&who).unwrap();
     let lines: Vec<&str> = said.lines().collect();

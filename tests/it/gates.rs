@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use crate::support::job::Job;
+use crate::support::tools::write_program;
 
 fn say(job: &Job, text: &str) {
     std::fs::write(job.dir.join("say"), text).unwrap();
@@ -47,8 +48,7 @@ fn a_command_decides_and_never_by_accident() {
     ] {
         let job = job(keys);
         let path = job.dir.join("gate");
-        std::fs::write(&path, format!("#!/bin/sh\n{script}\n")).unwrap();
-        std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+        write_program(&path, &format!("#!/bin/sh\n{script}\n"));
         let ran = job.bk().run();
         assert_eq!(ran.code(), code, "{script}{keys}\n{}", ran.show());
         let ran = ran.says(outcome);

@@ -19,6 +19,11 @@ impl FrameReader {
         Ok(Self { decoder: Decoder::new()?, stored: Vec::new() })
     }
 
+    /// Lends a buffer for what is stored of the next frame; gives back the one it had.
+    pub fn lend(&mut self, buffer: Vec<u8>) -> Vec<u8> {
+        std::mem::replace(&mut self.stored, buffer)
+    }
+
     /// Reads and decodes `frame` into `plain` (cleared first).
     pub fn read(&mut self, index: &IndexReader, frame: &Frame, plain: &mut Vec<u8>) -> Result<()> {
         self.fetch(index, frame)?;

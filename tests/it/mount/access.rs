@@ -9,7 +9,7 @@ use rustix::fs::{AtFlags, CWD, Mode, OFlags, XattrFlags};
 use rustix::io::Errno;
 
 use super::{Mount, can_mount};
-use crate::support::tools::{need, shell, skip};
+use crate::support::tools::{copy_program, need, shell, skip};
 use crate::support::tree::chmod;
 use crate::support::{BK, World};
 
@@ -214,8 +214,7 @@ fn a_user_mounts_for_himself() {
     fs::create_dir(&at).unwrap();
     // A copy that he can run, wherever the tests were built; a volume and a mount point of his own.
     let program = world.path("bk");
-    fs::copy(BK, &program).unwrap();
-    chmod(&program, 0o755);
+    copy_program(BK, &program);
     let his = |path: &Path| chown(path, Some(OTHER), Some(OTHER)).unwrap();
     let mut paths: Vec<PathBuf> = crate::support::files_below(&world.volume);
     let dirs: Vec<PathBuf> = paths.iter().flat_map(|p| p.ancestors().skip(1).map(Path::to_owned)).collect();

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use toml::{Table, Value};
 
+use super::tools::write_program;
 use super::{Bk, World, is_root, name_of, sorted};
 
 /// Every stand-in: notes that it begins, does as it is told, keeps the state of what it stands for, and notes that it has ended.
@@ -134,10 +135,10 @@ impl Example {
         }
         fs::write(base.join("log"), "").unwrap();
         mode(&base.join("log"), 0o666);
+        let script = base.join("script");
+        write_program(&script, SCRIPT);
         for name in COMMANDS.iter().chain(&MORE_COMMANDS) {
-            let path = base.join("bin").join(name);
-            fs::write(&path, SCRIPT).unwrap();
-            mode(&path, 0o755);
+            fs::hard_link(&script, base.join("bin").join(name)).unwrap();
         }
         let mut table: Table = text.parse().unwrap();
         let bin = format!("{}/", base.join("bin").display());

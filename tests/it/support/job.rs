@@ -3,10 +3,10 @@
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use super::tools::write_program;
 use super::{Bk, World, list};
 
 /// Notes that it begins, does as it is told, keeps its step's state, and notes that it has ended.
@@ -57,8 +57,7 @@ impl Job {
         for sub in ["mode", "state", "env"] {
             fs::create_dir_all(dir.join(sub)).unwrap();
         }
-        fs::write(dir.join("act"), SCRIPT).unwrap();
-        fs::set_permissions(dir.join("act"), fs::Permissions::from_mode(0o755)).unwrap();
+        write_program(&dir.join("act"), SCRIPT);
         fs::write(world.src.join("file"), "content").unwrap();
         Self { world, dir, keys: String::new(), steps: BTreeMap::new(), missing: None }
     }

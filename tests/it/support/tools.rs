@@ -60,6 +60,21 @@ fn path_with_sbin() -> std::ffi::OsString {
     path
 }
 
+/// Writes a program. Not by this process: what another test starts in that moment would have it open for writing, too, and whoever
+/// runs it then is told `Text file busy`.
+pub fn write_program(path: &Path, text: &str) {
+    let mut command = Command::new("sh");
+    command.args(["-c", "cat > \"$1\" && chmod 755 \"$1\"", "sh"]).arg(path).stdin(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    std::io::Write::write_all(&mut child.stdin.take().unwrap(), text.as_bytes()).unwrap();
+    assert!(child.wait().unwrap().success(), "cannot write {}", path.display());
+}
+
+/// A copy of a program that anybody may run, made in the same way.
+pub fn copy_program(from: &str, to: &Path) {
+    shell_ok(r#"install -m 755 -- "$1" "$2""#, &[Path::new(from), to]);
+}
+
 /// A mounted file system, unmounted (and its loop device let go) in the end.
 pub struct Mounted {
     pub at: PathBuf,
