@@ -82,7 +82,8 @@ impl Document {
         }
         let line = self.text.get(offset..).and_then(|rest| rest.lines().next()).unwrap_or_default();
         match message {
-            _ if message.contains("must be quoted") => format!("text stands in quotes: \"…\", not {line}"),
+            _ if message.contains("must be quoted") && line.trim().is_empty() => "a value is missing".to_owned(),
+            _ if message.contains("must be quoted") => format!("text stands in quotes: \"…\", not {}", line.trim()),
             "duplicate key" => "this key stands here twice".to_owned(),
             _ => said(),
         }

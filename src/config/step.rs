@@ -39,7 +39,9 @@ impl CommandText {
             }
             // A path may have spaces; a program that is looked for in PATH has none.
             Self::Argv(argv) if argv.len() == 1 && argv[0].contains(' ') && !argv[0].contains('/') => {
-                Err(format!("`{what} = [\"{}\"]` names one program with spaces: write each word by itself", argv[0]))
+                let is_line = argv[0].contains(['|', '>', '<', ';', '&', '$']);
+                let way = if is_line { "a line for the shell wants `shell = true`" } else { "write each word by itself" };
+                Err(format!("`{what} = [\"{}\"]` names one program with spaces: {way}", argv[0]))
             }
             Self::Argv(argv) => Ok(argv),
             Self::Line(line) if shell && !line.trim().is_empty() && !line.contains('\0') => {

@@ -129,6 +129,11 @@ impl Report {
 
     /// Nothing more will happen.
     pub(super) fn exit_now(mut self) -> Self {
+        if let Came::Valid(valid) = &mut self.came
+            && !self.faults.is_empty()
+        {
+            valid.outcome = "invalid";
+        }
         self.exit = self.exit();
         self
     }
@@ -157,8 +162,7 @@ impl Report {
         match &self.came {
             Came::Taken(outcome) => outcome.outcome,
             Came::Skipped(skipped) => skipped.outcome,
-            Came::Valid(_) if !self.faults.is_empty() => "invalid",
-            Came::Valid(_) => "valid",
+            Came::Valid(valid) => valid.outcome,
             Came::Failed { outcome, .. } => outcome,
         }
     }

@@ -18,7 +18,8 @@ use crate::{
 #[derive(Debug, Serialize)]
 pub struct Valid {
     job: String,
-    outcome: &'static str,
+    /// `valid`, or `invalid`.
+    pub(super) outcome: &'static str,
     /// The volume, and what a run would take; `None` where media steps come first.
     #[serde(flatten)]
     pub looked: Option<Looked>,
