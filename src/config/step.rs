@@ -40,7 +40,8 @@ impl CommandText {
             // A path may have spaces; a program that is looked for in PATH has none.
             Self::Argv(argv) if argv.len() == 1 && argv[0].contains(' ') && !argv[0].contains('/') => {
                 let is_line = argv[0].contains(['|', '>', '<', ';', '&', '$']);
-                let way = if is_line { "a line for the shell wants `shell = true`" } else { "write each word by itself" };
+                let way =
+                    if is_line { "a line for the shell wants `shell = true`" } else { "write each word by itself" };
                 Err(format!("`{what} = [\"{}\"]` names one program with spaces: {way}", argv[0]))
             }
             Self::Argv(argv) => Ok(argv),

@@ -187,6 +187,20 @@ impl Example {
         path.iter().try_fold(&mut self.table, |table, key| table.get_mut(*key)?.as_table_mut())
     }
 
+    /// Changes what streams of commands the job has.
+    pub fn each_stream(&mut self, mut change: impl FnMut(&mut Table)) {
+        let job = self.job.clone();
+        let paths = [
+            vec!["job", &job, "stream"],
+            vec!["job", &job, "role", "active", "stream"],
+            vec!["agent", "pg-dump", "stream"],
+        ];
+        for path in paths {
+            let Some(streams) = self.at(&path) else { continue };
+            streams.iter_mut().filter_map(|(_, one)| one.as_table_mut()).for_each(&mut change);
+        }
+    }
+
     /// The table of its gate: the job's, or that of its agent.
     pub fn gate(&mut self) -> &mut Table {
         let job = self.job.clone();
@@ -233,20 +247,9 @@ impl Example {
             let is_shell = table.get("shell").and_then(Value::as_bool) == Some(true);
             table.insert(key.to_owned(), if is_shell { "/not/there".into() } else { gone() });
         };
-        let job = self.job.clone();
         match (name, phase) {
             ("run", "gate") => put(self.gate(), "command"),
-            ("run", "stream") => {
-                let paths = [
-                    vec!["job", &job, "stream"],
-                    vec!["job", &job, "role", "active", "stream"],
-                    vec!["agent", "pg-dump", "stream"],
-                ];
-                for path in paths {
-                    let Some(streams) = self.at(&path) else { continue };
-                    streams.iter_mut().filter_map(|(_, one)| one.as_table_mut()).for_each(|one| put(one, "command"));
-                }
-            }
+            ("run", "stream") => self.each_stream(|one| put(one, "command")),
             _ => {
                 let kind = self.kind();
                 self.each_step(kind, |step| {
