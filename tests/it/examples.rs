@@ -330,7 +330,7 @@ impl Case {
         if fault == "hang" {
             match (step, phase) {
                 ("run", "stream") => example.each_stream(|stream| {
-                    stream.insert("timeout".to_owned(), "1s".into());
+                    stream.insert("timeout".to_owned(), "2s".into());
                 }),
                 ("run", _) => {
                     _ = example.gate().insert("timeout".to_owned(), "500ms".into());

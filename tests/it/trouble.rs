@@ -140,6 +140,7 @@ fn a_job_that_is_gone_from_the_configuration_is_left() {
 fn two_recoveries_at_once_leave_once() {
     let job = killed("b enter");
     job.go();
+    job.bk().words("--validate").run().code_is(&[7]).says("is not left yet").says("bk recover app");
     let running: Vec<_> = (0..4).map(|_| job.recover().spawn()).collect();
     running.into_iter().for_each(|one| drop(one.finish().ok()));
     assert!(job.entered().is_empty() && job.journals() == 0);

@@ -11,7 +11,7 @@ use crate::{
     model::ids::RunId,
     monitor::Monitor,
     ops::snapshot::{self, Input, Planned, Request, Skipped},
-    steps::{self, State},
+    steps::{self, Locked, State},
 };
 
 /// What was found.
@@ -57,13 +57,10 @@ fn look(
     monitor: &dyn Monitor,
     report: &mut Report,
 ) -> Result<Done, Failed> {
-    let Some(locked) = begin(job, &State::new(job.state_dir))? else { return Ok(Done::Skipped(at_work(job))) };
-    if let Some(run) = locked.iter().map(steps::Locked::unfinished).next().transpose()?.and_then(|mut runs| runs.pop())
-    {
-        let what = format!("what the run {} had begun is not left yet", run.run_id);
-        return Err(Error::new(Kind::Step, what)
-            .with_hint(format!("`bk recover {}`, or the next run, leaves it", job.name))
-            .into());
+    match begin(job, &State::new(job.state_dir))? {
+        None => return Ok(Done::Skipped(at_work(job))),
+        // Not held any longer than this: a run that begins meanwhile must not give way to one that only looks.
+        Some(locked) => nothing_is_left_to_do(job, locked.as_ref())?,
     }
     let has_media = job.steps.iter().any(|step| step.media);
     // A medium may bring the programs of the steps that follow it.
@@ -91,6 +88,15 @@ fn look(
         Some(Looked { volume: volume.file.id.as_str().to_owned(), planned })
     };
     Ok(Done::Valid(Box::new(Valid { job: job.name.to_string(), outcome: "valid", looked })))
+}
+
+/// An earlier run has left everything it had begun.
+fn nothing_is_left_to_do(job: &Job<'_>, locked: Option<&Locked>) -> Result<()> {
+    match locked.map(Locked::unfinished).transpose()?.and_then(|mut runs| runs.pop()) {
+        Some(run) => Err(Error::new(Kind::Step, format!("what the run {} had begun is not left yet", run.run_id))
+            .with_hint(format!("`bk recover {}`, or the next run, leaves it", job.name))),
+        None => Ok(()),
+    }
 }
 
 /// A program of the step that is not there.

@@ -22,7 +22,7 @@ once) rm "$dir/mode/${BK_STEP:-run}-$BK_PHASE"; exit 1 ;;
 kill) kill -9 $$ ;;
 hang) sleep 1000 ;;
 skip) exit 75 ;;
-ignore) trap '' TERM; while :; do sleep 0.05; done ;;
+ignore) trap '' TERM; echo "$me" >> "$dir/ignoring"; while :; do sleep 0.05; done ;;
 fork) (trap '' TERM; sleep 20) & ;;
 room) rm -f "$dir/../bk-state/fill" ;;
 flood) yes 'a flood of output' | head -c 30000000 ;;
