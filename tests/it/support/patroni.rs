@@ -42,9 +42,9 @@ pub struct Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        if let Some(mut child) = self.child.take() {
-            drop(child.kill());
-            drop(child.wait());
+        // It ends its clients, and leaves no shared memory behind.
+        if let Some(child) = self.child.take() {
+            end(child, rustix::process::Signal::INT);
         }
     }
 }
@@ -171,11 +171,11 @@ impl Cluster {
     /// Stops a node: its Patroni, which stops its PostgreSQL.
     pub fn stop(&mut self, number: usize) {
         if let Some(child) = self.nodes[number].child.take() {
-            end(child);
+            end(child, rustix::process::Signal::TERM);
         }
     }
 
-    /// Ends a node as a power cut would: nothing of it says good-bye.
+    /// Ends a node without a word to the others: Patroni is killed, PostgreSQL ends at once.
     pub fn kill(&mut self, name: &str) {
         let node = self.nodes.iter_mut().find(|node| node.name == name).unwrap();
         let mut patroni = node.child.take().unwrap();
@@ -183,7 +183,8 @@ impl Cluster {
         patroni.wait().unwrap();
         let pid = fs::read_to_string(self.dir.path().join(name).join("postmaster.pid")).unwrap();
         let pid = rustix::process::Pid::from_raw(pid.lines().next().unwrap().trim().parse().unwrap()).unwrap();
-        rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+        // At once and without a checkpoint, but it takes its shared memory with it.
+        rustix::process::kill_process(pid, rustix::process::Signal::QUIT).unwrap();
     }
 
     /// Starts a node again that was killed, and waits until it follows.
@@ -301,9 +302,9 @@ fn start_etcd(dir: &Path, port: u16, peer_port: u16) -> Child {
     command.spawn().unwrap()
 }
 
-fn end(mut child: Child) {
+fn end(mut child: Child, signal: rustix::process::Signal) {
     if let Some(pid) = rustix::process::Pid::from_raw(child.id().cast_signed()) {
-        let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
+        let _ = rustix::process::kill_process(pid, signal);
     }
     drop(child.wait());
 }
