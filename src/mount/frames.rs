@@ -65,19 +65,35 @@ impl Weighter<Key, Plain> for ByLen {
 
 /// Buffers nobody uses at the moment. Given back to the heap, those of a few MiB would leave gaps in it that nothing fits into:
 /// with them a cache of 256 MiB took 430 MiB. They come in few sizes, and what the cache holds is counted by them.
-#[derive(Clone, Default)]
-struct Spare(Arc<Mutex<VecDeque<Vec<u8>>>>);
+#[derive(Clone)]
+struct Spare {
+    held: Arc<Mutex<VecDeque<Vec<u8>>>>,
+    /// So many bytes of them wait to be used again.
+    len_max: usize,
+}
 
-/// So many bytes of them wait to be used again.
-const SPARE_LEN_MAX: usize = 12 << 20;
+/// For few workers: a frame for each and some more.
+const SPARE_LEN_MIN: usize = 12 << 20;
+/// For many: what they all may have at a time, or it would go back and forth between here and the heap.
+const SPARE_LEN_MAX: usize = 32 << 20;
+/// What one worker has of them, mostly.
+const FRAME_LEN: usize = 4 << 20;
 /// Longer frames, which are rare, have buffers of their own.
 const SPARE_FRAME_MAX: usize = 8 << 20;
 /// What a buffer has more than a power of two: the decoder wants a byte.
 const MARGIN: usize = 4096;
 
 impl Spare {
+    fn new(threads: usize) -> Self {
+        Self { held: Arc::default(), len_max: Self::len_max(threads) }
+    }
+
+    fn len_max(threads: usize) -> usize {
+        (threads * FRAME_LEN).clamp(SPARE_LEN_MIN, SPARE_LEN_MAX)
+    }
+
     fn held(&self) -> MutexGuard<'_, VecDeque<Vec<u8>>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn take(&self, len: usize) -> Vec<u8> {
@@ -96,7 +112,7 @@ impl Spare {
         let mut held = self.held();
         let mut len = held.iter().map(Vec::capacity).sum::<usize>() + buffer.capacity();
         // Sizes that are no longer asked for make room.
-        while len > SPARE_LEN_MAX
+        while len > self.len_max
             && let Some(old) = held.pop_front()
         {
             len -= old.capacity();
@@ -107,11 +123,11 @@ impl Spare {
 
 /// Frames being fetched take so many bytes at most, stored and plain, but for one that is longer: a store that is far away has many
 /// workers, and each might have a frame.
-const FLYING_LEN: std::ops::RangeInclusive<u64> = 8 << 20..=48 << 20;
+const FLYING_LEN: std::ops::RangeInclusive<u64> = 8 << 20..=32 << 20;
 
 /// What of the memory for frames is left for those on their way and for spare buffers.
 fn reserved(cache_len: u64, threads: usize) -> u64 {
-    (cache_len / 8).min(SPARE_LEN_MAX as u64 + threads as u64 * (4 << 20))
+    (cache_len / 4).min((Spare::len_max(threads) + threads * FRAME_LEN) as u64)
 }
 
 /// The frames of a mount.
@@ -195,12 +211,12 @@ impl Frames {
             .map_err(|e| Error::usage(format!("cannot make a cache of {cache_len} bytes: {e}")))?;
         let shared = Arc::new(Shared {
             cache: Cache::with_options(options, ByLen, DefaultHashBuilder::default(), DefaultLifecycle::default()),
-            spare: Spare::default(),
+            spare: Spare::new(threads),
             flights: Mutex::default(),
             news: Condvar::new(),
             ahead_max: (threads - threads / 4).max(1),
             ahead_len_max: cache_len / 4,
-            flying_len_max: (cache_len / 4).clamp(*FLYING_LEN.start(), *FLYING_LEN.end()),
+            flying_len_max: (cache_len / 8).clamp(*FLYING_LEN.start(), *FLYING_LEN.end()),
             counts,
             monitor,
         });
@@ -336,12 +352,8 @@ impl Shared {
             len @ ..=SPARE_FRAME_MAX => self.spare.take(len),
             _ => Vec::new(),
         };
-        // Workers are many: none keeps a buffer for what is stored.
-        reader.lend(self.spare.take((stored.frame.stored_len as usize).min(SPARE_FRAME_MAX)));
-        let read = reader.read(stored.opened.chain.run(stored.run), &stored.frame, &mut plain);
-        self.spare.give_back(reader.lend(Vec::new()));
-        let held = Arc::new(Held { bytes: plain, spare: self.spare.clone() });
-        read.map(|()| held)
+        reader.read(stored.opened.chain.run(stored.run), &stored.frame, &mut plain)?;
+        Ok(Arc::new(Held { bytes: plain, spare: self.spare.clone() }))
     }
 
     fn done(&self, stored: &Stored, is_ahead: bool, read: Result<Plain>) {

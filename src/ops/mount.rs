@@ -69,7 +69,7 @@ fn limits(request: &Request) -> Limits {
         cache_len: request.cache_len,
         deadline: request.deadline.unwrap_or(deadline),
         // A request of a bucket waits more than it works.
-        frame_threads: if remote { 32 } else { request.threads.max(2) },
+        frame_threads: if remote { 8 } else { request.threads.max(2) },
         index_threads: if remote { 16 } else { 4 },
         ahead_len: if remote { 64 << 20 } else { 32 << 20 },
         fresh: Duration::from_secs(if remote { 5 } else { 1 }),

@@ -19,11 +19,6 @@ impl FrameReader {
         Ok(Self { decoder: Decoder::new()?, stored: Vec::new() })
     }
 
-    /// Lends a buffer for what is stored of the next frame; gives back the one it had.
-    pub fn lend(&mut self, buffer: Vec<u8>) -> Vec<u8> {
-        std::mem::replace(&mut self.stored, buffer)
-    }
-
     /// Reads and decodes `frame` into `plain` (cleared first).
     pub fn read(&mut self, index: &IndexReader, frame: &Frame, plain: &mut Vec<u8>) -> Result<()> {
         self.fetch(index, frame)?;
@@ -50,6 +45,8 @@ impl FrameReader {
             )));
         }
         self.stored.clear();
+        // In few sizes: growing bit by bit leaves gaps in the heap, for each thread anew.
+        self.stored.reserve((frame.stored_len as usize).next_power_of_two());
         self.stored.resize(frame.stored_len as usize, 0);
         let key = index.part_key(&part)?;
         index.store().read_at(&key, frame.stored_offset, &mut self.stored)?;
