@@ -123,6 +123,15 @@ impl After {
         Ok(Self { places, keep, threads })
     }
 
+    /// What is wrong with the volumes it would be copied to.
+    pub fn check(&self, context: &Context<'_>) -> Vec<Error> {
+        let wrong = |place: &PathBuf| {
+            let checked = context.other(place).and_then(|volume| volume.store.check_writable());
+            checked.err().map(|e| e.context(format!("copies to {}", place.display())))
+        };
+        self.places.iter().filter_map(wrong).collect()
+    }
+
     /// Copies a snapshot that was just taken to every volume, whatever becomes of the others.
     pub fn run(&self, context: &Context<'_>, source: &Target, snapshot: &str, progress: &Progress<'_>) -> Vec<Copied> {
         if !self.places.is_empty() {

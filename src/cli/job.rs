@@ -8,7 +8,7 @@ use crate::{
     clock::{Clock, System},
     config::{
         file::Config,
-        gate::{Gate, GateKind},
+        gate::{Gate, GateKind, TypedGate},
         job::{Chosen, From, Job},
         meaning::{self, Named, StoringText},
         step::Step,
@@ -24,6 +24,7 @@ use crate::{
         command::CommandLine,
         select::{Globs, Selection, parse_exclude_file},
     },
+    steps,
 };
 
 /// What a snapshot is asked for.
@@ -69,15 +70,39 @@ fn gate_tells_roles(config: &Config, name: &Name) -> bool {
 
 impl Asked {
     /// What goes on around the snapshot: a gate that is always open, and no steps, where nothing is configured.
-    pub fn around(&self) -> Around {
-        match self {
+    pub fn around(&self, args: &SnapshotArgs) -> Result<Around> {
+        let mut around = match self {
             Self::Typed(_) => Around::default(),
             Self::Job(job) => Around {
                 gate: job.text.gate.clone().unwrap_or_default(),
                 steps: job.text.step.clone().unwrap_or_default(),
                 max_hold: job.text.max_hold.map(|span| span.0),
             },
+        };
+        let typed = TypedGate {
+            datasource: args.datasource.clone().filter(|name| !name.is_empty()),
+            require_replica: args.require_replica,
+            require_automatic_mode: args.require_automatic_mode,
+        };
+        let refused = |e| Error::usage(format!("the job's gate cannot do what was typed: {e}"));
+        around.gate = around.gate.with(typed).map_err(refused)?;
+        let is_configured = matches!(self, Self::Job(job) if job.text.offline == Some(true));
+        if !args.offline.unwrap_or(is_configured) {
+            around.steps.retain(|step| !step.offline);
+        } else if !around.steps.iter().any(|step| step.offline) {
+            return Err(Error::usage("the job has no step that takes its datasource offline")
+                .with_hint("`offline = true` marks such a step in the configuration"));
         }
+        Ok(around)
+    }
+
+    /// Where numbers are written to after a run.
+    pub fn metrics<'a>(&'a self, args: &'a SnapshotArgs) -> Option<&'a std::path::Path> {
+        let configured = match self {
+            Self::Typed(_) => None,
+            Self::Job(job) => job.text.metrics.as_deref(),
+        };
+        args.metrics.as_deref().or(configured).filter(|path| !path.as_os_str().is_empty())
     }
 
     /// The same with the role that the gate told; none when it does not depend on that.
@@ -320,6 +345,7 @@ impl Configured<'_> {
             keep: typed_keep.or(keep_of_level),
             keep_promoted: typed_keep.or_else(|| kept(0)),
         };
+        self.producers()?;
         let ignore_inode = text.ignore_inode == Some(true);
         let mut request = request(args, self.sources()?, common, self.guards(), ignore_inode)?;
         if let Some(directory) = &args.directory {
@@ -360,6 +386,7 @@ impl Configured<'_> {
                     env: stream.text.env.clone(),
                     pass_env: stream.text.pass_env.clone(),
                     user: stream.text.user.clone(),
+                    timeout: stream.text.timeout.map(|span| span.0),
                 }),
             };
             (name.clone(), input)
@@ -413,6 +440,27 @@ impl Configured<'_> {
         self.sources()?;
         self.job.storing(self.config, &StoringText::default())?;
         meaning::thread_count(self.job.text.threads).map_err(self.wrong("threads"))?;
-        Ok(())
+        self.programs()
+    }
+
+    /// Refuses programs that bk would not run as root.
+    fn programs(&self) -> Result<()> {
+        let text = &self.job.text;
+        if let Some(GateKind::Command { argv, user, .. } | GateKind::Postgres { argv, user, .. }) =
+            text.gate.as_ref().map(|gate| &gate.kind)
+        {
+            steps::check_program(argv, user.as_deref()).map_err(self.wrong("gate"))?;
+        }
+        steps::check_ahead(text.step.as_deref().unwrap_or_default()).map_err(self.wrong("step"))?;
+        self.producers()
+    }
+
+    /// The same of the commands of its streams.
+    fn producers(&self) -> Result<()> {
+        self.job.streams.iter().try_for_each(|(name, stream)| match &stream.from {
+            From::Device(_) => Ok(()),
+            From::Command(argv) => steps::check_program(argv, stream.text.user.as_deref())
+                .map_err(|e| self.wrong("stream")(e.context(format!("stream {name}")))),
+        })
     }
 }

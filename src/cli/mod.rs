@@ -46,7 +46,7 @@ use crate::{
     volume::{Volume, local::LocalStore, mount as mounted},
 };
 use log::Log;
-use output::Output;
+use output::{Loudness, Output};
 
 /// Runs bk with the process's arguments.
 pub fn main() -> ExitCode {
@@ -54,7 +54,7 @@ pub fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(e) => return output::usage(&e),
     };
-    let out = Output::new(cli.global.json, cli.global.quiet, cli.global.verbose);
+    let out = Output::new(cli.global.json, loudness(&cli));
     if let Some(path) = cli.global.log.as_ref().filter(|path| !path.as_os_str().is_empty()) {
         out.log_to(Log::open(path, None));
     }
@@ -64,6 +64,16 @@ pub fn main() -> ExitCode {
     let watch = if is_watcher { signals::outlive } else { signals::watch };
     let result = watch().and_then(|signals| run(&cli, &out, &signals));
     exit::code(&out, result)
+}
+
+fn loudness(cli: &Cli) -> Loudness {
+    let is_notice = matches!(&cli.command, Command::Snapshot(args) if args.notice);
+    match (cli.global.quiet, is_notice, cli.global.verbose) {
+        (true, ..) => Loudness::Quiet,
+        (_, true, _) => Loudness::Notice,
+        (.., 0) => Loudness::Info,
+        _ => Loudness::Verbose,
+    }
 }
 
 /// The command line, for the log; a stream's own command is left out: a password may stand in it.

@@ -89,7 +89,7 @@ pub fn mount(context: &Context<'_>, args: &MountArgs) -> Result<Ended> {
         threads: meaning::threads(context.global)?,
     };
     let volume = super::open(&target)?;
-    let out = Output::new(context.out.is_json(), context.global.quiet, context.global.verbose);
+    let out = Output::new(context.out.is_json(), context.out.loudness());
     let log = Log { out, signals: context.signals.clone(), is_daemon, told: Mutex::default() };
     let monitor: Arc<dyn Monitor> = Arc::new(log);
     let outcome = mount::run(&volume, &request, &monitor, |path| {

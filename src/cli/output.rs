@@ -3,7 +3,7 @@
 use std::{
     io::{IsTerminal, Write},
     process::ExitCode,
-    sync::OnceLock,
+    sync::{Mutex, OnceLock},
 };
 
 use serde::Serialize;
@@ -11,13 +11,37 @@ use serde::Serialize;
 use super::log::Log;
 use crate::error::{Error, Result};
 
+/// Messages that a result repeats: so many, and so many bytes of text.
+const MESSAGES_MAX: usize = 1000;
+const MESSAGE_BYTES_MAX: usize = 256 << 10;
+
+/// How much is said.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Loudness {
+    /// Errors.
+    Quiet,
+    /// What came of it, and warnings.
+    Notice,
+    /// How it goes, too.
+    Info,
+    /// All.
+    Verbose,
+}
+
+/// Something that was said, for a result that tells all in one object.
+#[derive(Clone, Debug, Serialize)]
+pub struct Message {
+    severity: &'static str,
+    text: String,
+}
+
 /// Where and how to print.
 pub struct Output {
     json: bool,
-    quiet: bool,
-    verbose: u8,
+    loudness: Loudness,
     is_journal: bool,
     log: OnceLock<Log>,
+    messages: Mutex<Vec<Message>>,
 }
 
 fn failed(e: std::io::Error) -> Error {
@@ -25,9 +49,29 @@ fn failed(e: std::io::Error) -> Error {
 }
 
 impl Output {
-    /// JSON or text, quiet or not.
-    pub fn new(json: bool, quiet: bool, verbose: u8) -> Self {
-        Self { json, quiet, verbose, is_journal: is_journal(), log: OnceLock::new() }
+    /// JSON or text, and how much of it.
+    pub fn new(json: bool, loudness: Loudness) -> Self {
+        Self { json, loudness, is_journal: is_journal(), log: OnceLock::new(), messages: Mutex::default() }
+    }
+
+    /// How much is said.
+    pub fn loudness(&self) -> Loudness {
+        self.loudness
+    }
+
+    /// What was said so far, the first thousand of it.
+    pub fn messages(&self) -> Vec<Message> {
+        self.messages.lock().map(|messages| messages.clone()).unwrap_or_default()
+    }
+
+    fn keep(&self, severity: &'static str, text: &str) {
+        if self.json
+            && let Ok(mut messages) = self.messages.lock()
+            && messages.len() < MESSAGES_MAX
+            && messages.iter().map(|one| one.text.len()).sum::<usize>() + text.len() <= MESSAGE_BYTES_MAX
+        {
+            messages.push(Message { severity, text: text.to_owned() });
+        }
     }
 
     /// From now on what is said is also written there. A log that cannot be written is no reason to take no backup.
@@ -62,7 +106,7 @@ impl Output {
 
     /// Whether progress can be drawn: a terminal, not quiet, not JSON.
     pub fn draws(&self) -> bool {
-        !self.json && !self.quiet && std::io::stderr().is_terminal()
+        !self.json && self.loudness >= Loudness::Info && std::io::stderr().is_terminal()
     }
 
     /// A line of data.
@@ -90,7 +134,8 @@ impl Output {
     /// Text for people: not when quiet, not with JSON.
     pub fn say(&self, text: &str) {
         self.log(text);
-        if !self.quiet && !self.json {
+        self.keep("info", text);
+        if self.loudness >= Loudness::Notice && !self.json {
             self.err(INFO, text);
         }
     }
@@ -98,7 +143,7 @@ impl Output {
     /// What only who looks closely wants to know: with `--verbose`, and in the log.
     pub fn detail(&self, text: &str) {
         self.log(text);
-        if self.verbose > 0 && !self.json {
+        if self.loudness >= Loudness::Verbose && !self.json {
             self.err(INFO, &format!("bk: {text}"));
         }
     }
@@ -106,20 +151,22 @@ impl Output {
     /// What goes as it should, for the log.
     pub fn note(&self, text: &str) {
         self.log(text);
-        if self.json {
-            let _ = self.object("note", &serde_json::json!({ "text": text }));
-        } else if !self.quiet {
-            self.err(INFO, &format!("bk: {text}"));
+        self.keep("info", text);
+        match (self.loudness >= Loudness::Info, self.json) {
+            (false, _) => {}
+            (true, true) => drop(self.object("note", &serde_json::json!({ "text": text }))),
+            (true, false) => self.err(INFO, &format!("bk: {text}")),
         }
     }
 
     /// A warning.
     pub fn warn(&self, text: &str) {
         self.log(&format!("warning: {text}"));
-        if self.json {
-            let _ = self.object("warning", &serde_json::json!({ "text": text }));
-        } else if !self.quiet {
-            self.err(WARNING, &format!("bk: warning: {text}"));
+        self.keep("warning", text);
+        match (self.loudness >= Loudness::Notice, self.json) {
+            (false, _) => {}
+            (true, true) => drop(self.object("warning", &serde_json::json!({ "text": text }))),
+            (true, false) => self.err(WARNING, &format!("bk: warning: {text}")),
         }
     }
 
@@ -143,6 +190,7 @@ impl Output {
     /// An error in words alone: the object for it is another's.
     pub fn told(&self, message: &str, hint: Option<&str>, code: u8) {
         self.log(&format!("error: {message} (exit {code})"));
+        self.keep("error", message);
         self.err(ERROR, &format!("bk: error: {message}"));
         if let Some(hint) = hint {
             self.err(ERROR, &format!("bk: hint: {hint}"));

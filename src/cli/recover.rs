@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use super::{Context, Ended};
 use crate::{
-    config::{meaning, typed::RecoverArgs},
+    config::{file::Config, meaning, typed::RecoverArgs},
     error::{Error, Kind, Result},
     model::ids::{Name, RunId},
     ops::recover::{self, Outcome},
@@ -13,9 +13,15 @@ use crate::{
 pub fn run(context: &Context<'_>, args: &RecoverArgs) -> Result<Ended> {
     let configured = match &args.state_dir {
         Some(_) => None,
-        None => context.config()?.text.state_dir.as_ref(),
+        None => match context.config() {
+            Ok(config) => config.text.state_dir.clone(),
+            Err(e) => {
+                context.out.warn(&format!("{e}: what was noted is left all the same"));
+                Config::state_dir_of_broken(context.global.config.as_deref())
+            }
+        },
     };
-    let state_dir: PathBuf = meaning::state_dir(args.state_dir.as_ref(), configured)?;
+    let state_dir: PathBuf = meaning::state_dir(args.state_dir.as_ref(), configured.as_ref())?;
     let job = args.job.as_ref().map(|name| name.parse::<Name>()).transpose()?;
     let monitor = context.progress("recover");
     if let (Some(run_id), Some(job)) = (&args.watch, &job) {

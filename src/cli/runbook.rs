@@ -17,7 +17,7 @@ use crate::{
 pub fn run(context: &Context<'_>, args: &RestoreArgs, job: &str) -> Result<Ended> {
     let config = context.config()?;
     // The runbook of a job with sets by role stands in the job as a rule: then no role needs to be known.
-    let chosen = job::chosen(args.role.as_ref(), None)?;
+    let chosen = job::chosen(args.role.as_ref(), args.agent.as_ref())?;
     let job = Job::resolve(config, &job.parse()?, &crate::config::job::Chosen { is_open: true, ..chosen })?;
     let node = match (args.node.as_ref().filter(|name| !name.is_empty()), &job.text.node) {
         (None, Some(node)) => node.to_string(),

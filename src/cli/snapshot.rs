@@ -38,7 +38,7 @@ pub fn run(context: &Context<'_>, args: &SnapshotArgs) -> Result<Ended> {
         let planned = snapshot::plan(&super::open(&target)?, &request, &System)?;
         return show_plan(context, &request, &planned);
     }
-    let around = asked.around();
+    let around = asked.around(args)?;
     let job = Job {
         name: &request.job,
         node: &request.node,
@@ -76,11 +76,14 @@ pub fn run(context: &Context<'_>, args: &SnapshotArgs) -> Result<Ended> {
         errors
     };
     let work = Work { open: &open, request: &requested, then: &then };
-    let report = run::run(&job, &work, &System, &progress);
+    let report = match args.validate {
+        true => run::validate(&job, &work, &|| after.check(context), &System, &progress),
+        false => run::run(&job, &work, &System, &progress),
+    };
     let seconds = progress.elapsed().as_secs_f64();
     drop(progress);
     let copies = copied.get().map_or(&[][..], |copies: &Vec<copy::Copied>| copies);
-    if let Some(path) = &args.metrics {
+    if let Some(path) = asked.metrics(args).filter(|_| !args.validate) {
         health::after_run(context, path, &target, health::Ran::now(&request.job, report.exit(), seconds));
     }
     shown::show(context, (&report, copies, expired.get()), seconds, |outcome| summary(context, outcome, seconds))

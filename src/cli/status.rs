@@ -8,7 +8,11 @@ use crate::{
     config::typed::{AbortArgs, StatusArgs},
     error::{Error, Kind, Result},
     model::{ids::Name, show, units::show_size},
-    ops::status::{self, Row},
+    ops::{
+        list,
+        status::{self, Row},
+    },
+    volume::Volume,
 };
 
 /// How often `--follow` looks.
@@ -21,7 +25,7 @@ pub fn run(context: &Context<'_>, args: &StatusArgs) -> Result<Ended> {
     let volume = job.as_ref().map_or_else(|| context.volume(), |job| context.volume_of(job))?;
     loop {
         let rows = status::run(&volume, job.as_ref(), &System)?;
-        show_rows(context, &rows)?;
+        show_rows(context, &volume, job.as_ref(), &rows)?;
         if !args.follow || !rows.iter().any(|row| row.state != "stalled") {
             break;
         }
@@ -35,26 +39,37 @@ pub fn run(context: &Context<'_>, args: &StatusArgs) -> Result<Ended> {
     Ok(Ended::Done)
 }
 
-fn show_rows(context: &Context<'_>, rows: &[Row]) -> Result<()> {
+fn show_rows(context: &Context<'_>, volume: &Volume, job: Option<&Name>, rows: &[Row]) -> Result<()> {
     let out = context.out;
+    // Who asks after a job whose run has ended wants to know what came of it.
+    let newest = match (job, rows) {
+        (Some(job), []) => list::run(volume, Some(job), &System)?.rows.pop(),
+        _ => None,
+    };
     if out.is_json() {
         for row in rows {
             out.object("run", row)?;
         }
-        return out.object("result", &serde_json::json!({ "runs": rows.len() }));
+        return out.object("result", &serde_json::json!({ "runs": rows.len(), "newest": newest }));
     }
     if rows.is_empty() {
-        out.say("no run goes on");
+        let newest = newest.map_or_else(String::new, |row| {
+            format!("; the newest snapshot is {}, level {}, taken {}", row.snapshot, row.level, row.taken_at)
+        });
+        out.say(&format!("no run goes on{newest}"));
         return Ok(());
     }
+    out.line(&format!("volume {} at {}", volume.file.id.as_str(), volume.shown))?;
     let mut lines = vec![
-        ["JOB", "NODE", "LEVEL", "STATE", "PHASE", "DONE", "BYTES", "RATE", "SINCE", "COMMENT"].map(str::to_owned),
+        ["JOB", "TYPE", "NODE", "LEVEL", "STATE", "PHASE", "DONE", "BYTES", "RATE", "SINCE", "COMMENT"]
+            .map(str::to_owned),
     ];
     for row in rows {
         let said = &row.progress;
         let took = said.written_at.as_second().saturating_sub(said.started_at.as_second());
         lines.push([
             said.job.to_string(),
+            row.makes.to_owned(),
             show::name(said.node.as_bytes()),
             said.level.to_string(),
             match row.state {
@@ -69,7 +84,7 @@ fn show_rows(context: &Context<'_>, rows: &[Row]) -> Result<()> {
             said.comment.as_ref().map_or_else(String::new, |text| show::name(text.as_bytes())),
         ]);
     }
-    table(&lines, &[2, 5, 6, 7, 8]).iter().try_for_each(|line| out.line(line))
+    table(&lines, &[3, 6, 7, 8, 9]).iter().try_for_each(|line| out.line(line))
 }
 
 pub fn abort(context: &Context<'_>, args: &AbortArgs) -> Result<Ended> {

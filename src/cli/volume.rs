@@ -1,11 +1,11 @@
-//! `bk volume create`, `bk volume info`, `bk volume check`
+//! `bk volume create`, `bk volume list`, `bk volume info`, `bk volume check`
 
 use std::path::Path;
 
-use super::{Context, Ended};
+use super::{Context, Ended, list::table};
 use crate::{
     clock::{Clock, System},
-    config::{meaning::Named, typed::VolumeCommand},
+    config::{meaning::Named, typed::VolumeCommand, volume::Target},
     error::{Kind, Result},
     model::{place::Access, units::show_size},
     ops::list,
@@ -15,6 +15,7 @@ use crate::{
 pub fn run(context: &Context<'_>, command: &VolumeCommand) -> Result<Ended> {
     match command {
         VolumeCommand::Create { place, exclusive_writer } => create(context, place, *exclusive_writer),
+        VolumeCommand::List => all(context),
         VolumeCommand::Info { place } => info(context, place.as_deref()),
         VolumeCommand::Check { place } => check(context, place.as_deref()),
     }
@@ -46,6 +47,32 @@ fn create(context: &Context<'_>, place: &Path, exclusive_writer: bool) -> Result
         }
     }
     Ok(Ended::Done)
+}
+
+/// The volumes of the configuration. One that cannot be reached is listed, too, and told.
+fn all(context: &Context<'_>) -> Result<Ended> {
+    let (config, access, out) = (context.config()?, context.access()?, context.out);
+    let (mut lines, mut worst) = (vec![["NAME", "ID", "PLACE", "COMMENT"].map(str::to_owned)], None);
+    for (name, text) in &config.text.volume {
+        let opened = Target::configured(config, name, &access).and_then(|target| super::open(&target));
+        let id = opened.as_ref().ok().map(|volume| volume.file.id.as_str().to_owned());
+        if out.is_json() {
+            let row = serde_json::json!({ "name": name, "id": id, "url": text.url, "comment": text.comment });
+            out.object("volume", &row)?;
+        }
+        let comment = text.comment.clone().unwrap_or_default();
+        lines.push([name.to_string(), id.unwrap_or_else(|| "-".to_owned()), text.url.clone(), comment]);
+        if let Err(e) = opened {
+            out.warn(&format!("volume {name}: {e}"));
+            worst = worst.or(Some(e.kind()));
+        }
+    }
+    if out.is_json() {
+        out.object("result", &serde_json::json!({ "volumes": lines.len() - 1 }))?;
+    } else {
+        table(&lines, &[]).iter().try_for_each(|line| out.line(line))?;
+    }
+    Ok(worst.map_or(Ended::Done, |kind| Ended::Code(kind.exit_code())))
 }
 
 fn info(context: &Context<'_>, place: Option<&Path>) -> Result<Ended> {

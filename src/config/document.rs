@@ -74,6 +74,21 @@ impl Document {
         DeTable::parse(&self.text).ok().map(toml::Spanned::into_inner)
     }
 
+    /// What the parser says, in words that help.
+    fn in_words(&self, message: &str, offset: usize) -> String {
+        let said = || message.replace('\n', ": ");
+        if let Some(text) = suggest::wrong_type(message) {
+            return text;
+        }
+        let line = self.text.get(offset..).and_then(|rest| rest.lines().next()).unwrap_or_default();
+        match message {
+            _ if message.contains("must be quoted") && line.trim().is_empty() => "a value is missing".to_owned(),
+            _ if message.contains("must be quoted") => format!("text stands in quotes: \"…\", not {}", line.trim()),
+            "duplicate key" => "this key stands here twice".to_owned(),
+            _ => said(),
+        }
+    }
+
     fn shown(&self, offset: usize) -> String {
         let line = self.text.as_bytes().iter().take(offset).filter(|b| **b == b'\n').count() + 1;
         format!("{}:{line}", self.path.display())
@@ -83,9 +98,10 @@ impl Document {
         let span = error.span().unwrap_or(0..0);
         let keys = self.tree().and_then(|tree| around(&tree, span.start)).filter(|keys| !keys.is_empty());
         let unknown = suggest::unknown_field(error.message());
-        let (mut what, hint) = match &unknown {
-            Some(unknown) => (format!("there is no key `{}` here", unknown.key), Some(unknown.hint())),
-            None => (error.message().replace('\n', ": "), None),
+        let (mut what, hint) = match (&unknown, suggest::unknown_variant(error.message())) {
+            (Some(unknown), _) => (format!("there is no key `{}` here", unknown.key), Some(unknown.hint())),
+            (_, Some(word)) => (format!("`{}` is not known here", word.key), Some(word.words())),
+            _ => (self.in_words(error.message(), span.start), None),
         };
         if let Some(mut keys) = keys {
             // An unknown key names itself; what counts is the table it stands in.

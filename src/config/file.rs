@@ -96,6 +96,20 @@ impl Config {
         Ok(())
     }
 
+    /// Where steps are noted, of a configuration that cannot be read as a whole: what was begun must be left all the same.
+    pub fn state_dir_of_broken(named: Option<&Path>) -> Option<PathBuf> {
+        #[derive(serde::Deserialize)]
+        struct Line {
+            state_dir: PathBuf,
+        }
+        let path = named.unwrap_or(Path::new(DEFAULT_FILE));
+        let files = std::iter::once(path.to_owned()).chain(beside(path).unwrap_or_default());
+        files.filter_map(|path| read_file(&path).ok()).find_map(|text| {
+            let lines = text.lines().filter(|line| line.trim_start().starts_with("state_dir"));
+            lines.filter_map(|line| toml::from_str::<Line>(line).ok()).map(|line| line.state_dir).next()
+        })
+    }
+
     /// The files it was read from.
     pub fn files(&self) -> impl Iterator<Item = &Path> {
         self.documents.iter().map(|document| &*document.path)

@@ -213,7 +213,27 @@ fn recovery_argv() -> Argv {
     ["psql", "-X", "-w", "-d", "postgres", "-Atc", "select pg_is_in_recovery()"].map(str::to_owned).to_vec()
 }
 
+/// What was typed of a gate: it goes before what is configured.
+#[derive(Clone, Debug, Default)]
+pub struct TypedGate {
+    /// The member a dump is taken from.
+    pub datasource: Option<String>,
+    /// Only a replica is a datasource.
+    pub require_replica: Option<bool>,
+    /// A cluster that is paused or in maintenance is an error.
+    pub require_automatic_mode: Option<bool>,
+}
+
 impl Gate {
+    /// The gate with what was typed; an error when it cannot know what is asked of it.
+    pub fn with(mut self, typed: TypedGate) -> Result<Self, String> {
+        self.datasource = typed.datasource.or(self.datasource);
+        self.require_replica = typed.require_replica.or(self.require_replica);
+        self.require_automatic_mode = typed.require_automatic_mode.unwrap_or(self.require_automatic_mode);
+        self.check()?;
+        Ok(self)
+    }
+
     fn check(&self) -> Result<(), String> {
         let knows_datasources = matches!(self.kind, GateKind::Command { .. } | GateKind::Patroni { .. });
         let knows_roles = matches!(self.kind, GateKind::Patroni { .. } | GateKind::Postgres { .. });
@@ -268,6 +288,7 @@ mod tests {
             ("kind = 'tungsten'", "unknown variant"),
             ("kind = 'command'", "wants `command`"),
             ("kind = 'command'\ncommand = 'a b'", "one string"),
+            ("kind = 'command'\ncommand = ['a b']", "one program with spaces"),
             ("kind = 'command'\ncommand = ['a']\nskip_codes = [0]", "1 to 255"),
             ("kind = 'lease'\ncommand = ['a']", "is for kind"),
             ("kind = 'patroni'\nurl = 'localhost'", "http://"),

@@ -237,8 +237,12 @@ impl Job {
                 return Err(bad("`end_line` is one line".to_owned()));
             }
             let is_device = matches!(from, From::Device(_));
-            if is_device && (text.shell || text.user.is_some() || !text.env.is_empty() || !text.pass_env.is_empty()) {
-                return Err(bad("`shell`, `user`, `env` and `pass_env` are for a `command`".to_owned()));
+            let has_env = !text.env.is_empty() || !text.pass_env.is_empty();
+            if is_device && (text.shell || text.user.is_some() || text.timeout.is_some() || has_env) {
+                return Err(bad("`shell`, `user`, `timeout`, `env` and `pass_env` are for a `command`".to_owned()));
+            }
+            if text.timeout.is_some_and(|span| span.0.is_zero()) {
+                return Err(bad("`timeout` is longer than nothing".to_owned()));
             }
             streams.push((name.clone(), Stream { from, text: text.clone() }));
         }

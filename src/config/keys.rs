@@ -108,6 +108,8 @@ pub struct StreamText {
     pub pass_env: Vec<String>,
     /// Who runs it.
     pub user: Option<String>,
+    /// How long the command may take.
+    pub timeout: Option<Span>,
     /// Shorter is an error.
     pub min_size: Option<Size>,
     /// More less than the last one of the same level is an error.
@@ -256,6 +258,10 @@ layered! {
         step: Vec<Step>,
         /// How long the application may be held.
         max_hold: Span,
+        /// Steps marked `offline` are done.
+        offline: bool,
+        /// Numbers of the job and its run are written to this file after each run.
+        metrics: PathBuf,
         /// Thresholds of `bk check`.
         check: CheckText,
         /// What `bk restore --runbook` does, in order.

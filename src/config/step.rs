@@ -37,6 +37,13 @@ impl CommandText {
             Self::Argv(argv) if argv.iter().any(|word| word.contains('\0')) => {
                 Err(format!("`{what}` holds a zero byte"))
             }
+            // A path may have spaces; a program that is looked for in PATH has none.
+            Self::Argv(argv) if argv.len() == 1 && argv[0].contains(' ') && !argv[0].contains('/') => {
+                let is_line = argv[0].contains(['|', '>', '<', ';', '&', '$']);
+                let way =
+                    if is_line { "a line for the shell wants `shell = true`" } else { "write each word by itself" };
+                Err(format!("`{what} = [\"{}\"]` names one program with spaces: {way}", argv[0]))
+            }
             Self::Argv(argv) => Ok(argv),
             Self::Line(line) if shell && !line.trim().is_empty() && !line.contains('\0') => {
                 Ok(vec!["/bin/sh".to_owned(), "-c".to_owned(), line])
@@ -91,6 +98,8 @@ pub struct Step {
     pub media: bool,
     /// May be left while the snapshot still goes on, when the job's `max_hold` is over.
     pub leave_early: bool,
+    /// Takes the datasource offline: done only by runs that are to do so.
+    pub offline: bool,
     /// Who runs it; bk's user when `None`.
     pub user: Option<String>,
     /// Added to the environment.
@@ -130,6 +139,8 @@ pub struct StepText {
     pub(super) media: bool,
     #[serde(default)]
     pub(super) leave_early: bool,
+    #[serde(default)]
+    pub(super) offline: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) user: Option<String>,
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
@@ -165,6 +176,7 @@ impl TryFrom<StepText> for Step {
             max_wait: text.max_wait.map_or(MAX_WAIT, |span| span.0),
             media: text.media,
             leave_early: text.leave_early,
+            offline: text.offline,
             user: text.user,
             env: text.env,
             name,
@@ -183,8 +195,8 @@ impl Step {
             Some(_) if is_around => {
                 Err("`run` stands alone: `enter` and `leave` belong to a step of their own".to_owned())
             }
-            Some(_) if self.media || self.leave_early => {
-                Err("`media` and `leave_early` are for steps with `enter` and `leave`".to_owned())
+            Some(_) if self.media || self.leave_early || self.offline => {
+                Err("`media`, `leave_early` and `offline` are for steps with `enter` and `leave`".to_owned())
             }
             _ if self.media && self.leave_early => Err("media steps are never left early".to_owned()),
             _ if !(1..=TRIES_MAX).contains(&self.tries) => {
@@ -231,6 +243,7 @@ impl From<Step> for StepText {
             max_wait: Some(Span(step.max_wait)),
             media: step.media,
             leave_early: step.leave_early,
+            offline: step.offline,
             user: step.user,
             env: step.env,
         }

@@ -88,7 +88,7 @@ impl<'de, T: Deserialize<'de>> Deserialize<'de> for ByLevel<T> {
             type Value = ByLevel<T>;
 
             fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-                f.write_str("a time, or a table of one for each level")
+                f.write_str("a time like \"4w\"")
             }
 
             fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<Self::Value, E> {

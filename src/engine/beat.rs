@@ -6,7 +6,7 @@
 use std::{
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering},
         mpsc,
     },
     time::{Duration, Instant as Since},
@@ -31,6 +31,8 @@ use crate::{
 
 /// Time between two beats when nothing else is asked for.
 const EVERY: Duration = Duration::from_secs(10);
+/// A run looks so often between two beats whether it is to stop: with what it then takes to stop, that is within 10 s.
+const LOOKS: u32 = 3;
 /// The first beat comes after so many tenths of the time between two: a run that is over before is not worth one.
 const FIRST_TENTHS: u32 = 3;
 /// A run that is to stop from afar stops as on this signal.
@@ -69,12 +71,38 @@ pub struct Who {
     pub started_at: Instant,
 }
 
+/// What a run does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Phase {
+    /// The application is brought to a safe state.
+    Entering,
+    /// Sources are read and stored.
+    Storing,
+    /// The record is being made.
+    Committing,
+    /// The application is opened again.
+    Leaving,
+}
+
+impl Phase {
+    const ALL: [(Self, &'static str); 4] = [
+        (Self::Entering, "entering"),
+        (Self::Storing, "storing"),
+        (Self::Committing, "committing"),
+        (Self::Leaving, "leaving"),
+    ];
+
+    fn name(number: u8) -> &'static str {
+        Self::ALL.iter().find(|(phase, _)| *phase as u8 == number).map_or("storing", |(_, name)| name)
+    }
+}
+
 #[derive(Default)]
 struct State {
     entries: AtomicU64,
     bytes: AtomicU64,
     bytes_expected: AtomicU64,
-    is_committing: AtomicBool,
+    phase: AtomicU8,
     is_aborted: AtomicBool,
     abort: Mutex<Option<Abort>>,
 }
@@ -99,9 +127,9 @@ impl<'a> Watch<'a> {
         Beating { stop: Some(stop), thread: Some(thread) }
     }
 
-    /// The record is being made: from now on nothing stops it.
-    pub fn committing(&self) {
-        self.state.is_committing.store(true, Ordering::Relaxed);
+    /// What the run does from now on.
+    pub fn turn_to(&self, phase: Phase) {
+        self.state.phase.store(phase as u8, Ordering::Relaxed);
     }
 
     /// An error of a run that was stopped from afar says so.
@@ -163,9 +191,19 @@ impl Drop for Beating {
 }
 
 fn beat(who: &Who, settings: &Settings, state: &State, stopped: &mpsc::Receiver<()>) {
-    let (mut wait, mut n, mut last) = (settings.every / 10 * FIRST_TENTHS, 0, (0, Since::now()));
-    while stopped.recv_timeout(wait) == Err(mpsc::RecvTimeoutError::Timeout) {
-        wait = settings.every;
+    let (mut n, mut last) = (0, (0, Since::now()));
+    let look = settings.every / LOOKS;
+    let mut due = settings.every / 10 * FIRST_TENTHS;
+    while stopped.recv_timeout(due.min(look)) == Err(mpsc::RecvTimeoutError::Timeout) {
+        due = due.saturating_sub(look);
+        if let Ok(Some(abort)) = asked(who) {
+            *state.abort.lock().unwrap_or_else(PoisonError::into_inner) = Some(abort);
+            state.is_aborted.store(true, Ordering::Relaxed);
+        }
+        if !due.is_zero() {
+            continue;
+        }
+        due = settings.every;
         let bytes = state.bytes.load(Ordering::Relaxed);
         let seconds = last.1.elapsed().as_millis().max(1);
         let rate = u128::from(bytes.saturating_sub(last.0)) * 1000 / seconds;
@@ -173,10 +211,6 @@ fn beat(who: &Who, settings: &Settings, state: &State, stopped: &mpsc::Receiver<
         // What fails here is tried again with the next beat.
         if tell(who, settings, state, n, u64::try_from(rate).unwrap_or(u64::MAX)).is_ok() {
             n += 1;
-        }
-        if let Ok(Some(abort)) = asked(who) {
-            *state.abort.lock().unwrap_or_else(PoisonError::into_inner) = Some(abort);
-            state.is_aborted.store(true, Ordering::Relaxed);
         }
     }
     if n > 0 {
@@ -188,14 +222,13 @@ fn beat(who: &Who, settings: &Settings, state: &State, stopped: &mpsc::Receiver<
 /// Writes the `n`-th note and deletes the one before the last: a reader that has listed one can still read it.
 fn tell(who: &Who, settings: &Settings, state: &State, n: u64, rate: u64) -> Result<()> {
     let load = |count: &AtomicU64| count.load(Ordering::Relaxed);
-    let is_committing = state.is_committing.load(Ordering::Relaxed);
     let note = Note::Progress(Progress {
         format_version: FORMAT_VERSION,
         job: who.job.clone(),
         node: who.node.clone(),
         pid: std::process::id(),
         level: who.level,
-        phase: if is_committing { "committing" } else { "storing" }.to_owned(),
+        phase: Phase::name(state.phase.load(Ordering::Relaxed)).to_owned(),
         started_at: who.started_at,
         written_at: System.now()?,
         every_ms: u64::try_from(settings.every.as_millis()).unwrap_or(u64::MAX),

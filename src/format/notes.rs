@@ -40,7 +40,7 @@ pub struct Progress {
     pub pid: u32,
     /// The level it will have.
     pub level: u8,
-    /// What it does: `storing`, `committing`.
+    /// What it does: `entering`, `storing`, `committing`, `leaving`.
     pub phase: String,
     /// When the run began.
     pub started_at: Instant,

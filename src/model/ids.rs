@@ -111,7 +111,7 @@ impl TryFrom<String> for Name {
     type Error = String;
 
     fn try_from(text: String) -> Result<Self, String> {
-        text.parse().map_err(|e: Error| e.to_string())
+        text.parse().map_err(|e: Error| e.hint().map_or_else(|| e.to_string(), |hint| format!("{e}: {hint}")))
     }
 }
 

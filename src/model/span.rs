@@ -27,7 +27,7 @@ impl FromStr for Span {
             let letters = after.bytes().take_while(u8::is_ascii_alphabetic).count();
             let unit = UNITS.iter().position(|(name, _)| *name == &after[..letters]);
             if unit.is_none() && &after[..letters] == "m" {
-                return bad("m could be minutes or months: write 5min");
+                return bad(&format!("m could be minutes or months: write {}min", &rest[..digits]));
             }
             let (Ok(number), Some(at)) = (rest[..digits].parse::<u64>(), unit) else { return bad(HINT) };
             if place.is_some_and(|before| before >= at) {

@@ -98,7 +98,7 @@ impl std::str::FromStr for Lifetime {
                 return bad(HINT);
             };
             if at == 5 && place.is_none() {
-                return bad("m alone could be minutes or months: write 5min or 5mo");
+                return bad(&format!("m alone could be minutes or months: write {number}min or {number}mo"));
             }
             if place.is_some_and(|before| before >= at.min(4)) {
                 return bad(HINT);

@@ -7,6 +7,7 @@
 
 mod hold;
 mod report;
+mod validate;
 
 use std::{path::Path, sync::Arc};
 
@@ -14,6 +15,7 @@ use hold::Hold;
 use report::Failed;
 pub use report::{Fault, Report, weight};
 pub(super) use report::{exit_of, fault};
+pub use validate::{Valid, validate};
 
 use super::snapshot::{self, Outcome, Ready, Request, Skipped, Unrecorded, prepare};
 use crate::{
@@ -23,7 +25,7 @@ use crate::{
         step::Step,
     },
     engine::{
-        beat::{self, Watch},
+        beat::{self, Phase, Watch},
         cluster::gate::{Asking, Open, Verdict},
     },
     error::{Error, Kind, Result},
@@ -64,6 +66,7 @@ pub struct Work<'a> {
 /// A run that did not fail.
 enum Done {
     Taken(Box<Outcome>),
+    Valid(Box<Valid>),
     Skipped(Skipped),
 }
 
@@ -189,10 +192,11 @@ impl Run<'_> {
         self.steps.set("BK_LEVEL", prepared.level().to_string());
         let beating = watch.start(self.who(&volume, &request, prepared.level())?, &self.job.beat);
         let taken = self.held((&hold, &watch), prepared, asking, open, report);
-        drop(beating);
+        watch.turn_to(Phase::Leaving);
         let ended = taken.map(|outcome| Done::Taken(Box::new(outcome)));
         self.tell(&ended);
         report.faults(self.steps.leave(true));
+        drop(beating);
         drop(lease);
         ended
     }
@@ -208,8 +212,10 @@ impl Run<'_> {
     ) -> Result<Outcome, Failed> {
         let entered = hold.entering(&mut self.steps, |steps| steps.enter(false, hold));
         entered.map_err(|e| watch.explain(hold.explain(e)))?;
+        watch.turn_to(Phase::Storing);
         let (unrecorded, early) = hold.storing(&mut self.steps, || prepared.store());
         report.faults(early);
+        watch.turn_to(Phase::Committing);
         let unrecorded = unrecorded.map_err(|e| watch.explain(hold.explain(e)))?;
         commit(asking, open, unrecorded, watch)
     }
@@ -231,6 +237,7 @@ impl Run<'_> {
         let (result, snapshot) = match ended {
             Ok(Done::Taken(outcome)) => (outcome.outcome, Some(outcome.snapshot.clone())),
             Ok(Done::Skipped(skipped)) => (skipped.outcome, None),
+            Ok(Done::Valid(_)) => ("valid", None),
             Err(failed) => (failed.outcome(), None),
         };
         self.steps.set("BK_RESULT", result);
@@ -262,10 +269,7 @@ fn commit(asking: &Asking<'_>, open: &Open, unrecorded: Unrecorded<'_>, watch: &
         (None, None) => Ok(()),
     });
     match may {
-        Ok(()) => {
-            watch.committing();
-            Ok(unrecorded.commit()?)
-        }
+        Ok(()) => Ok(unrecorded.commit()?),
         Err(failed) => {
             unrecorded.abandon();
             Err(failed)

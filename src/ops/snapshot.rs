@@ -222,6 +222,13 @@ pub fn prepare<'a>(
     Ok(Ready::Run(Box::new(Prepared { run, run_id, place })))
 }
 
+/// What [`run`] would do, when volume and sources are as they must be at its beginning. Stores nothing and takes no lease.
+pub fn validate(volume: &Volume, request: &Request, clock: &dyn Clock) -> Result<Planned> {
+    request.guards.check_mounts()?;
+    check_volume(volume, request.guards.free_bytes_min)?;
+    plan(volume, request, clock)
+}
+
 impl<'a> Prepared<'a> {
     /// The run.
     pub fn run_id(&self) -> RunId {

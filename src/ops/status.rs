@@ -23,6 +23,10 @@ const SILENT_SECONDS_MIN: i64 = 5;
 /// A run as it was when it last said so.
 #[derive(Clone, Debug, Serialize)]
 pub struct Row {
+    /// What it makes: `snapshot`.
+    pub makes: &'static str,
+    /// Id of the volume.
+    pub volume: String,
     /// Its run.
     pub run_id: String,
     /// `running`; `stalled`: it has not said anything for a while; `stopping`: it was asked to.
@@ -55,19 +59,21 @@ pub fn run(volume: &Volume, job: Option<&Name>, clock: &dyn Clock) -> Result<Vec
         for (run_id, notes) in runs {
             // Recorded or swept: what is left of it says nothing any more.
             if let Some(progress) = newest(volume, &notes)?.filter(|_| !log.knows(run_id)) {
-                rows.push(row(run_id, &notes, progress, now));
+                rows.push(row(volume, run_id, &notes, progress, now));
             }
         }
     }
     Ok(rows)
 }
 
-fn row(run_id: RunId, items: &[Item], progress: Progress, now: i64) -> Row {
+fn row(volume: &Volume, run_id: RunId, items: &[Item], progress: Progress, now: i64) -> Row {
     let silent = now.saturating_sub(progress.written_at.as_second()).max(0);
     let every = i64::try_from(progress.every_ms / 1000).unwrap_or(i64::MAX);
     let is_stalled = silent > every.saturating_mul(SILENT_BEATS).max(SILENT_SECONDS_MIN);
     let is_asked = items.iter().any(|item| notes::number(&item.key, "abort").is_some());
     Row {
+        makes: "snapshot",
+        volume: volume.file.id.as_str().to_owned(),
         run_id: run_id.to_string(),
         state: match (is_stalled, is_asked) {
             (true, _) => "stalled",

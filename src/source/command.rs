@@ -6,6 +6,7 @@ use std::{
     io::Read,
     os::unix::process::{CommandExt, ExitStatusExt},
     process::{Child, Command, Stdio},
+    time::{Duration, Instant},
 };
 
 use rustix::{
@@ -15,7 +16,7 @@ use rustix::{
 
 use crate::{
     error::{Error, Kind, Result},
-    model::secret,
+    model::{secret, span::Span},
     monitor::Monitor,
 };
 
@@ -26,14 +27,37 @@ const PIPE_LEN: usize = 1 << 20;
 pub struct Watched<'a> {
     file: std::fs::File,
     monitor: &'a dyn Monitor,
+    limit: Option<Limit>,
+}
+
+/// How long a command may take.
+#[derive(Clone, Copy, Debug)]
+pub struct Limit {
+    ends_at: Instant,
+    timeout: Duration,
+}
+
+impl Limit {
+    fn new(timeout: Duration) -> Option<Self> {
+        // A time that long never comes.
+        Instant::now().checked_add(timeout).map(|ends_at| Self { ends_at, timeout })
+    }
+
+    fn check(&self) -> std::io::Result<()> {
+        if Instant::now() < self.ends_at {
+            return Ok(());
+        }
+        let what = format!("the command took longer than {}", Span(self.timeout));
+        Err(std::io::Error::new(std::io::ErrorKind::TimedOut, what))
+    }
 }
 
 impl<'a> Watched<'a> {
-    /// Reads `fd`.
-    pub fn new(fd: std::os::fd::OwnedFd, monitor: &'a dyn Monitor) -> Self {
+    /// Reads `fd`, till `limit`.
+    pub fn new(fd: std::os::fd::OwnedFd, limit: Option<Limit>, monitor: &'a dyn Monitor) -> Self {
         // Fails for what is no pipe, and then makes no difference.
         let _ = rustix::pipe::fcntl_setpipe_size(&fd, PIPE_LEN);
-        Self { file: fd.into(), monitor }
+        Self { file: fd.into(), monitor, limit }
     }
 
     /// Standard input.
@@ -41,7 +65,7 @@ impl<'a> Watched<'a> {
         use std::os::fd::AsFd;
         let stdin = std::io::stdin();
         let fd = stdin.as_fd().try_clone_to_owned().map_err(|e| Error::io("cannot use standard input", e))?;
-        Ok(Self::new(fd, monitor))
+        Ok(Self::new(fd, None, monitor))
     }
 }
 
@@ -52,6 +76,7 @@ impl Read for Watched<'_> {
             if self.monitor.interrupted().is_some() {
                 return Err(std::io::Error::other("interrupted"));
             }
+            self.limit.map_or(Ok(()), |limit| limit.check())?;
             match poll(&mut [PollFd::new(&self.file, PollFlags::IN)], Some(&quarter)) {
                 Ok(0) | Err(Errno::INTR) => {}
                 Ok(_) => return self.file.read(buf),
@@ -72,6 +97,8 @@ pub struct CommandLine {
     pub pass_env: Vec<String>,
     /// Who runs it; bk's user when `None`.
     pub user: Option<String>,
+    /// How long it may take; for ever when `None`.
+    pub timeout: Option<Duration>,
 }
 
 impl CommandLine {
@@ -104,6 +131,7 @@ impl CommandLine {
 pub struct Producer {
     child: Child,
     name: String,
+    limit: Option<Limit>,
     done: bool,
 }
 
@@ -119,7 +147,12 @@ impl Producer {
             .process_group(0)
             .spawn()
             .map_err(|e| Error::io(format!("cannot start `{name}`"), e).with_kind(Kind::Other))?;
-        Ok(Self { child, name, done: false })
+        Ok(Self { child, name, limit: line.timeout.and_then(Limit::new), done: false })
+    }
+
+    /// How long it may take.
+    pub fn limit(&self) -> Option<Limit> {
+        self.limit
     }
 
     /// Its standard output.
@@ -128,9 +161,21 @@ impl Producer {
         Ok(out.into())
     }
 
-    /// Waits for its end; anything but exit 0 is an error. Its output must have ended.
-    pub fn finish(mut self) -> Result<()> {
-        let status = self.child.wait().map_err(|e| Error::io(format!("cannot wait for `{}`", self.name), e))?;
+    /// Waits for its end; anything but exit 0 is an error. Its output must have ended. One that does not end is ended with the run.
+    pub fn finish(mut self, monitor: &dyn Monitor) -> Result<()> {
+        let failed = |e| Error::io(format!("cannot wait for `{}`", self.name), e).with_kind(Kind::Other);
+        let mut pause = Duration::from_millis(1);
+        let status = loop {
+            if let Some(status) = self.child.try_wait().map_err(failed)? {
+                break status;
+            }
+            if let Some(signal) = monitor.interrupted() {
+                return Err(Error::new(Kind::Signal(signal), "interrupted"));
+            }
+            self.limit.map_or(Ok(()), |limit| limit.check()).map_err(failed)?;
+            std::thread::sleep(pause);
+            pause = (pause * 2).min(Duration::from_millis(100));
+        };
         self.done = true;
         if status.success() {
             return Ok(());

@@ -306,7 +306,12 @@ impl Journal {
     }
 
     fn append(&mut self, bytes: &[u8]) -> Result<()> {
-        self.file.write_all(bytes).and_then(|()| self.file.sync_data()).map_err(|e| failed("write", &self.path, e))
+        let len = self.file.metadata().map_err(|e| failed("look at", &self.path, e))?.len();
+        self.file.write_all(bytes).and_then(|()| self.file.sync_data()).map_err(|e| {
+            // Half a line, of a full disk, would spoil the next one.
+            let _ = self.file.set_len(len);
+            failed("write", &self.path, e)
+        })
     }
 }
 

@@ -53,6 +53,11 @@ pub fn check_program(argv: &[String], user: Option<&str>) -> Result<()> {
     trust::check_ahead(argv, user)
 }
 
+/// Refuses such a program, and one that is not there.
+pub fn require_program(argv: &[String], user: Option<&str>) -> Result<()> {
+    trust::program(argv, user).map(drop)
+}
+
 /// User and group of a user of this system.
 pub fn ids_of(user: &str) -> Result<(u32, u32)> {
     trust::ids(user)

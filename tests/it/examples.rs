@@ -26,7 +26,7 @@ const CLUSTER: Case = Case {
         let answers: Answers = Arc::new(Mutex::new(cluster("n1", ["7", "3"], false)));
         example.at(&["job", "cluster", "gate"]).unwrap().insert("url".to_owned(), patroni(&answers).into());
         example.at(&["job", "cluster"]).unwrap().remove("min_interval");
-        example.words = "--agent offline".to_owned();
+        example.words = "--offline".to_owned();
         example
     },
     order: &[
@@ -156,6 +156,35 @@ const STORAGE: Case = Case {
     ],
 };
 
+const STORAGE_STOPPED: Case = Case {
+    make: || {
+        let mut example = storage("transaction");
+        example.set_state(&[]);
+        example.words = "--agent stopped".to_owned();
+        example
+    },
+    order: &[
+        "run gate: app-is-stopped",
+        "disk enter: shared-disk enable",
+        "run regate: app-is-stopped",
+        "disk leave: shared-disk disable",
+    ],
+};
+
+const STORAGE_STOPPED_RESTORE: Case = Case {
+    make: || {
+        let mut example = (STORAGE_STOPPED.make)();
+        example.act().run().ok();
+        example.restores = true;
+        example
+    },
+    order: &[
+        "disk enter: shared-disk enable",
+        "volume stream: dd of=/src/device bs=1M iflag=fullblock conv=fsync,nocreat",
+        "disk leave: shared-disk disable",
+    ],
+};
+
 const STORAGE_COPY: Case = Case {
     make: || {
         let example = storage("transaction-copy");
@@ -268,7 +297,7 @@ impl Case {
         assert_eq!(example.order(), self.order, "{}", ran.show());
         assert_eq!(ran.json().pop().unwrap()["exit"], 0);
         assert!(example.journals() == 0 && example.watchers().is_empty());
-        for flag in ["maintenance", "stopped", "held", "suspended", "offline", "detached", "database"] {
+        for flag in ["maintenance", "stopped", "held", "suspended", "offline", "detached", "database", "disk"] {
             assert!(!example.state().contains(&flag.to_owned()), "{flag} is left");
         }
         for flag in before {
@@ -287,8 +316,8 @@ impl Case {
 
     fn fails(&self, at: &str, fault: &str) {
         let (step, phase) = at.split_once(' ').unwrap();
-        // A stream that is stored has no time of its own; both asks of a gate are one command.
-        if step == "run" && (fault == "hang" && phase == "stream" || fault == "missing" && phase == "regate") {
+        // Both asks of a gate are one command.
+        if (step, phase, fault) == ("run", "regate", "missing") {
             return;
         }
         let mut example = (self.make)();
@@ -299,10 +328,12 @@ impl Case {
             _ => example.mode(at, fault),
         }
         if fault == "hang" {
-            match step {
-                "run" => {
-                    let job = example.job.clone();
-                    example.at(&["job", &job, "gate"]).unwrap().insert("timeout".to_owned(), "500ms".into());
+            match (step, phase) {
+                ("run", "stream") => example.each_stream(|stream| {
+                    stream.insert("timeout".to_owned(), "2s".into());
+                }),
+                ("run", _) => {
+                    _ = example.gate().insert("timeout".to_owned(), "500ms".into());
                 }
                 _ => example.set(step, "timeout", "1s"),
             }
@@ -346,7 +377,7 @@ impl Case {
             example.recover().run().ok();
         }
         assert_eq!(example.journals(), 0, "{what}");
-        for flag in ["maintenance", "stopped", "held", "suspended", "offline", "detached", "database"] {
+        for flag in ["maintenance", "stopped", "held", "suspended", "offline", "detached", "database", "disk"] {
             assert!(!example.state().contains(&flag.to_owned()), "{what}: {flag} is left");
         }
     }
@@ -425,12 +456,18 @@ fn a_cluster_goes_well() {
     let example = CLUSTER.goes_well();
     let names = list(&example.world.volume);
     assert_eq!(names, ["cluster/1"]);
-    // Without the agent nothing is taken offline.
+    // Without the option nothing is taken offline; with it in the configuration it need not be typed.
     let mut plain = (CLUSTER.make)();
     plain.words = String::new();
     plain.act().run().ok();
     assert_eq!(plain.order(), ["run stream: pg_dump -h h3 -p 5433 -U backup shop"]);
-    plain.bk("check cluster").run().ok().says("cluster/1 of level 0");
+    plain.at(&["job", "cluster"]).unwrap().insert("offline".to_owned(), true.into());
+    plain.act().run().ok();
+    assert_eq!(plain.order(), CLUSTER.order);
+    plain.words = "--offline=false --datasource n2".to_owned();
+    plain.act().run().ok();
+    assert_eq!(plain.order(), ["run stream: pg_dump -h h2 -p 5432 -U backup shop"]);
+    plain.bk("check cluster").run().ok().says("cluster/3 of level 0");
     // A node that is not the leader leaves quietly; a paused cluster is an error, and nothing was touched.
     for (own, paused, code, says) in [("n2", false, 0, "skipped-gate"), ("n1", true, 5, "it is paused")] {
         let mut example = (CLUSTER.make)();
@@ -532,6 +569,68 @@ fn shared_storage_fails_and_is_killed() {
 }
 
 #[test]
+fn a_stopped_clusters_storage_goes_well() {
+    // Taken by the one machine while the cluster runs, and gone on with by the other one while it is stopped.
+    let mut example = storage("transaction");
+    example.act().run().ok();
+    example.set_state(&[]);
+    example.words = "--agent stopped".to_owned();
+    let device = example.world.src.join("device");
+    let mut bytes = fs::read(&device).unwrap();
+    bytes[70_000] ^= 1;
+    fs::write(&device, &bytes).unwrap();
+    // The disk is enabled by the one that has the lease, and by no other.
+    example.mode("disk enter", "stop");
+    let first = example.act().arg("--level").arg("1").env("BK_NODE", "app").spawn();
+    example.wait_for_stop();
+    let second = example.act_on().env("BK_STATE_DIR", example.world.path("other-state")).run().ok();
+    assert_eq!(second.json().pop().unwrap()["outcome"], "skipped-running", "{}", second.show());
+    example.go();
+    let result = first.finish().ok().json().pop().unwrap();
+    assert_eq!((&result["level"], &result["base"]), (&1.into(), &1.into()), "{result}");
+    assert_eq!(example.count("disk enter"), (1, 1));
+    assert!(!example.state().contains(&"disk".to_owned()));
+    let stored = example.bk("cat transaction/latest --stream transaction").run().ok().stdout;
+    assert!(stored == bytes, "the device is not what was stored");
+    // Where it is online again nothing is enabled.
+    example.on("online");
+    example.act().run().ok().says("skipped-gate");
+    assert_eq!(example.order(), ["run gate: app-is-stopped"]);
+}
+
+#[test]
+fn a_stopped_clusters_storage_fails_and_is_killed() {
+    STORAGE_STOPPED.each_fails();
+    STORAGE_STOPPED.each_is_killed();
+    STORAGE_STOPPED_RESTORE.goes_well();
+    STORAGE_STOPPED_RESTORE.each_fails();
+}
+
+#[test]
+fn each_cluster_of_several_has_its_own_backup() {
+    let base = (CLUSTER.make)();
+    let node = |cluster_name: &str, own: &str| {
+        let answers: Answers = Arc::new(Mutex::new(cluster(own, ["7", "3"], false)));
+        let mut table = base.table.clone();
+        let jobs = table["job"].as_table_mut().unwrap();
+        let mut job = jobs.remove("cluster").unwrap();
+        job["gate"].as_table_mut().unwrap().insert("url".to_owned(), patroni(&answers).into());
+        jobs.insert(format!("cluster-{cluster_name}"), job);
+        table.insert("state_dir".to_owned(), base.world.path(&format!("state-{own}")).display().to_string().into());
+        let file = base.world.path(&format!("{cluster_name}-{own}.toml"));
+        fs::write(&file, toml::to_string(&table).unwrap()).unwrap();
+        fs::set_permissions(&file, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
+        base.bk(&format!("snapshot --json cluster-{cluster_name}")).env("BK_CONFIG", file).env("BK_NODE", own).spawn()
+    };
+    let running: Vec<_> =
+        ["east", "west"].iter().flat_map(|name| ["n1", "n2", "n3"].map(|own| node(name, own))).collect();
+    let ended: Vec<String> =
+        running.into_iter().map(|one| one.finish().ok().json().pop().unwrap()["outcome"].to_string()).collect();
+    assert_eq!(ended.iter().filter(|outcome| *outcome == "\"done\"").count(), 2, "{ended:?}");
+    assert_eq!(list(&base.world.volume), ["cluster-east/1", "cluster-west/1"]);
+}
+
+#[test]
 fn a_synchronous_copy_goes_well() {
     let example = STORAGE_COPY.goes_well();
     let stored = example.bk("cat transaction-copy/latest --stream transaction").run().ok().stdout;
@@ -568,6 +667,10 @@ fn levels_and_expiry_are_administered() {
     let shown = bk("config show").run().ok().text();
     assert!(shown.contains("volume r0001") && shown.contains("job my-database"), "{shown}");
     bk("volume info r0001").run().ok().says("id ");
+    let rows = bk("volume list --json").run().ok().json();
+    let id = |n: usize| rows[n]["id"].as_str().unwrap().len();
+    assert_eq!((&rows[1]["name"], id(0), id(1), rows.len()), (&"r0001".into(), 32, 32, 3), "{rows:?}");
+    bk("volume list").run().ok().says("r0001").says("the local archive volume");
     let taken = bk("snapshot my-database --volume r0001 --level 0 --expire").arg("1w 3d").run().ok();
     taken.says("my-database/1");
     bk("list my-database --volume r0001").run().ok().says("my-database/1");

@@ -56,6 +56,8 @@ mod space;
 mod stock;
 mod streams;
 mod support;
+mod trouble;
 mod tune;
 mod units;
+mod validate;
 mod view;

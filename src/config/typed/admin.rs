@@ -40,6 +40,8 @@ pub enum VolumeCommand {
         #[arg(long)]
         exclusive_writer: bool,
     },
+    /// List the configured volumes, each with its id
+    List,
     /// Describe a volume
     Info {
         /// The volume (default: --volume)

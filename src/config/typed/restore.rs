@@ -68,6 +68,9 @@ pub struct RestoreArgs {
     /// Of a job with sets by role: take the runbook of this one
     #[arg(long, env = "BK_ROLE", value_name = "NAME", help_heading = "Runbook")]
     pub role: Option<String>,
+    /// With the keys of this agent
+    #[arg(long, env = "BK_AGENT", value_name = "NAME", help_heading = "Runbook")]
+    pub agent: Option<String>,
     /// This node's name (default: as configured, or the host's)
     #[arg(long, env = "BK_NODE", value_name = "NAME", help_heading = "Runbook")]
     pub node: Option<String>,

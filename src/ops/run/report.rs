@@ -2,10 +2,10 @@
 
 use serde::Serialize;
 
-use super::{Done, Job};
+use super::{Done, Job, Valid};
 use crate::{
     config::step::On,
-    engine::cluster::gate::Open,
+    engine::cluster::{datasource::Member, gate::Open},
     error::{Error, Kind, Result},
     ops::snapshot::{Outcome, Skipped},
     steps::{self, Steps, recover::Recovered},
@@ -60,6 +60,7 @@ pub struct Fault {
 enum Came {
     Taken(Box<Outcome>),
     Skipped(Skipped),
+    Valid(Box<Valid>),
     Failed { job: String, outcome: &'static str, message: String, hint: Option<String> },
 }
 
@@ -123,6 +124,16 @@ impl Report {
 
     pub(super) fn fail(mut self, failed: Failed) -> Self {
         self.end(Err(failed));
+        self.exit_now()
+    }
+
+    /// Nothing more will happen.
+    pub(super) fn exit_now(mut self) -> Self {
+        if let Came::Valid(valid) = &mut self.came
+            && !self.faults.is_empty()
+        {
+            valid.outcome = "invalid";
+        }
         self.exit = self.exit();
         self
     }
@@ -131,6 +142,7 @@ impl Report {
         self.came = match ended {
             Ok(Done::Taken(outcome)) => Came::Taken(outcome),
             Ok(Done::Skipped(skipped)) => Came::Skipped(skipped),
+            Ok(Done::Valid(valid)) => Came::Valid(valid),
             Err(failed) => {
                 let (outcome, error) = (failed.outcome(), failed.error);
                 let (message, hint) = (error.to_string(), error.hint().map(str::to_owned));
@@ -150,6 +162,7 @@ impl Report {
         match &self.came {
             Came::Taken(outcome) => outcome.outcome,
             Came::Skipped(skipped) => skipped.outcome,
+            Came::Valid(valid) => valid.outcome,
             Came::Failed { outcome, .. } => outcome,
         }
     }
@@ -170,6 +183,19 @@ impl Report {
         }
     }
 
+    /// The member a dump is taken from, when the gate chose one.
+    pub fn datasource(&self) -> Option<&Member> {
+        self.open.as_ref()?.datasource.as_ref()
+    }
+
+    /// What was found by a run that only looks.
+    pub fn valid(&self) -> Option<&Valid> {
+        match &self.came {
+            Came::Valid(valid) => Some(valid),
+            _ => None,
+        }
+    }
+
     /// The exit code: of several faults the one that matters most.
     pub fn exit(&self) -> u8 {
         let incomplete = self.taken().filter(|outcome| outcome.totals.incomplete > 0).map(|_| Kind::Incomplete);
@@ -180,6 +206,7 @@ impl Report {
     /// Which steps follow this run.
     pub(super) fn followed_by(&self) -> Vec<On> {
         match &self.came {
+            Came::Valid(_) => Vec::new(),
             Came::Skipped(_) if self.faults.is_empty() => Vec::new(),
             Came::Taken(_) if self.faults.is_empty() => vec![On::Success, On::End],
             _ => vec![On::Failure, On::End],

@@ -174,11 +174,11 @@ impl Run<'_> {
             Input::Device(device) => Ok((self.device(framer, number, name, device)?, Origin::Device)),
             Input::Command(command) => {
                 let mut producer = Producer::start(command, &self.values)?;
-                let mut output = Watched::new(producer.output()?, &self.monitor);
+                let mut output = Watched::new(producer.output()?, producer.limit(), &self.monitor);
                 let (len, sane) = self.store_stream(framer, (number, name, Origin::Command), &mut output)?;
                 drop(output);
                 // A command that fails says so itself, before "the stream is empty" does.
-                producer.finish()?;
+                producer.finish(&self.monitor)?;
                 not_empty(name, len)?;
                 sane.map(|()| (len, Origin::Command))
             }

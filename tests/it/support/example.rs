@@ -49,6 +49,9 @@ case "$me $1 $2" in
 "control-role --is-active "*) is active; code=$? ;;
 "control-role "*) if is active; then echo '{"act": true, "role": "active"}'; else echo '{"act": true, "role": "standby"}'; fi ;;
 "app-is-online "*) is online || code=75 ;;
+"app-is-stopped "*) is online && code=75 ;;
+"shared-disk enable "*) is disk && code=1; on disk ;;
+"shared-disk disable "*) off disk ;;
 "is-active "*) is active || code=75 ;;
 "swststartsync "*) on synchronous ;;
 "is-equivalent "*) is synchronous; code=$? ;;
@@ -95,7 +98,7 @@ const COMMANDS: [&str; 23] = [
     "psql",
     "swststartsync",
 ];
-const MORE_COMMANDS: [&str; 3] = ["is-active", "systemctl", "umount"];
+const MORE_COMMANDS: [&str; 5] = ["app-is-stopped", "is-active", "shared-disk", "systemctl", "umount"];
 
 /// An example, its world and its stand-ins.
 pub struct Example {
@@ -184,6 +187,33 @@ impl Example {
         path.iter().try_fold(&mut self.table, |table, key| table.get_mut(*key)?.as_table_mut())
     }
 
+    /// Changes what streams of commands the job has.
+    pub fn each_stream(&mut self, mut change: impl FnMut(&mut Table)) {
+        let job = self.job.clone();
+        let paths = [
+            vec!["job", &job, "stream"],
+            vec!["job", &job, "role", "active", "stream"],
+            vec!["agent", "pg-dump", "stream"],
+        ];
+        for path in paths {
+            let Some(streams) = self.at(&path) else { continue };
+            streams.iter_mut().filter_map(|(_, one)| one.as_table_mut()).for_each(&mut change);
+        }
+    }
+
+    /// The table of its gate: the job's, or that of its agent.
+    pub fn gate(&mut self) -> &mut Table {
+        let job = self.job.clone();
+        if self.at(&["job", &job, "gate"]).is_some() {
+            return self.at(&["job", &job, "gate"]).unwrap();
+        }
+        let agent = match self.words.strip_prefix("--agent ") {
+            Some(agent) => agent.to_owned(),
+            None => self.at(&["job", &job]).unwrap()["agent"].as_str().unwrap().to_owned(),
+        };
+        self.at(&["agent", &agent, "gate"]).unwrap()
+    }
+
     fn each_step(&mut self, kind: &str, mut change: impl FnMut(&mut Table)) {
         for section in ["job", "agent"] {
             let Some(Value::Table(jobs)) = self.table.get_mut(section) else { continue };
@@ -217,20 +247,9 @@ impl Example {
             let is_shell = table.get("shell").and_then(Value::as_bool) == Some(true);
             table.insert(key.to_owned(), if is_shell { "/not/there".into() } else { gone() });
         };
-        let job = self.job.clone();
         match (name, phase) {
-            ("run", "gate") => put(self.at(&["job", &job, "gate"]).unwrap(), "command"),
-            ("run", "stream") => {
-                let paths = [
-                    vec!["job", &job, "stream"],
-                    vec!["job", &job, "role", "active", "stream"],
-                    vec!["agent", "offline", "stream"],
-                ];
-                for path in paths {
-                    let Some(streams) = self.at(&path) else { continue };
-                    streams.iter_mut().filter_map(|(_, one)| one.as_table_mut()).for_each(|one| put(one, "command"));
-                }
-            }
+            ("run", "gate") => put(self.gate(), "command"),
+            ("run", "stream") => self.each_stream(|one| put(one, "command")),
             _ => {
                 let kind = self.kind();
                 self.each_step(kind, |step| {

@@ -22,8 +22,9 @@ once) rm "$dir/mode/${BK_STEP:-run}-$BK_PHASE"; exit 1 ;;
 kill) kill -9 $$ ;;
 hang) sleep 1000 ;;
 skip) exit 75 ;;
-ignore) trap '' TERM; while :; do sleep 0.05; done ;;
+ignore) trap '' TERM; echo "$me" >> "$dir/ignoring"; while :; do sleep 0.05; done ;;
 fork) (trap '' TERM; sleep 20) & ;;
+room) rm -f "$dir/../bk-state/fill" ;;
 flood) yes 'a flood of output' | head -c 30000000 ;;
 stop) touch "$dir/at"; while [ -d "$dir" ] && [ ! -e "$dir/go" ]; do sleep 0.05; done ;;
 esac
@@ -43,6 +44,8 @@ pub struct Job {
     pub dir: PathBuf,
     /// Keys of the job, as TOML.
     pub keys: String,
+    /// More keys of its stream.
+    pub stream: String,
     /// Keys of steps by name, over what they have.
     pub steps: BTreeMap<&'static str, String>,
     /// `STEP PHASE` whose command is a program that is not there.
@@ -59,7 +62,7 @@ impl Job {
         }
         write_program(&dir.join("act"), SCRIPT);
         fs::write(world.src.join("file"), "content").unwrap();
-        Self { world, dir, keys: String::new(), steps: BTreeMap::new(), missing: None }
+        Self { world, dir, keys: String::new(), stream: String::new(), steps: BTreeMap::new(), missing: None }
     }
 
     /// How the command `STEP PHASE` behaves from now on; `run gate`, `run regate` and `run stream` belong to no step.
@@ -97,9 +100,10 @@ impl Job {
         };
         let text = format!(
             "state_dir = '{state}'\n[volume.main]\nurl = '{volume}'\n[job.app]\nvolume = 'main'\npaths = ['{src}']\n\
-             {gate}{}\nstream.dump = {{ command = {} }}\n{}{}{}{}{}",
+             {gate}{}\nstream.dump = {{ command = {}{} }}\n{}{}{}{}{}",
             self.keys,
             self.argv("run stream"),
+            self.stream,
             self.step("tape", &["enter", "leave"], "media = true"),
             self.step("a", &["enter", "enter_until", "leave", "leave_until"], "max_wait = '100ms'"),
             self.step("b", &["enter", "leave"], ""),

@@ -34,6 +34,21 @@ pub struct Cluster {
     etcd_port: u16,
 }
 
+/// A PostgreSQL of its own; it ends with this value.
+pub struct Server {
+    pub port: u16,
+    child: Option<Child>,
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // It ends its clients, and leaves no shared memory behind.
+        if let Some(child) = self.child.take() {
+            end(child, rustix::process::Signal::INT);
+        }
+    }
+}
+
 fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
@@ -134,6 +149,7 @@ impl Cluster {
              \x20 listen: '127.0.0.1:{port}'\n\
              \x20 connect_address: '127.0.0.1:{port}'\n\
              \x20 data_dir: '{dir}/{name}'\n\
+             \x20 remove_data_directory_on_diverged_timelines: true\n\
              \x20 bin_dir: '{BIN}'\n\
              \x20 pgpass: '{dir}/{name}.pgpass'\n\
              \x20 authentication:\n\
@@ -155,8 +171,53 @@ impl Cluster {
     /// Stops a node: its Patroni, which stops its PostgreSQL.
     pub fn stop(&mut self, number: usize) {
         if let Some(child) = self.nodes[number].child.take() {
-            end(child);
+            end(child, rustix::process::Signal::TERM);
         }
+    }
+
+    /// Ends a node without a word to the others: Patroni is killed, PostgreSQL ends at once.
+    pub fn kill(&mut self, name: &str) {
+        let node = self.nodes.iter_mut().find(|node| node.name == name).unwrap();
+        let mut patroni = node.child.take().unwrap();
+        patroni.kill().unwrap();
+        patroni.wait().unwrap();
+        let pid = fs::read_to_string(self.dir.path().join(name).join("postmaster.pid")).unwrap();
+        let pid = rustix::process::Pid::from_raw(pid.lines().next().unwrap().trim().parse().unwrap()).unwrap();
+        // At once and without a checkpoint, but it takes its shared memory with it.
+        rustix::process::kill_process(pid, rustix::process::Signal::QUIT).unwrap();
+    }
+
+    /// Starts a node again that was killed, and waits until it follows.
+    pub fn revive(&mut self, name: &str) {
+        let number = self.nodes.iter().position(|node| node.name == name).unwrap();
+        self.run(number);
+        let others = self.nodes.iter().filter(|node| node.child.is_some()).count() - 1;
+        wait("the node to follow", || self.members("replica", "streaming").len() == others);
+        wait("the node to answer", || self.nodes.iter().all(|node| node.child.is_none() || node.answers()));
+    }
+
+    /// A PostgreSQL that has nothing to do with the cluster, new and empty.
+    pub fn fresh(&self) -> Server {
+        let (data, port) = (self.dir.path().join("fresh"), free_port());
+        let init = as_postgres(format!("{BIN}/initdb"))
+            .args(["-A", "trust", "-E", "UTF8", "--no-sync", "-D"])
+            .arg(&data)
+            .output();
+        let init = init.unwrap();
+        assert!(init.status.success(), "initdb: {}", String::from_utf8_lossy(&init.stderr));
+        let log = fs::File::create(self.dir.path().join("fresh.log")).unwrap();
+        let mut command = as_postgres(format!("{BIN}/postgres"));
+        command.arg("-D").arg(&data).arg("-k").arg(self.dir.path()).args([
+            "-F",
+            "-p",
+            &port.to_string(),
+            "-h",
+            "127.0.0.1",
+        ]);
+        let child = command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log).spawn().unwrap();
+        let node = Node { name: "fresh".to_owned(), rest: String::new(), port, child: None };
+        wait("the fresh server", || node.answers());
+        Server { port, child: Some(child) }
     }
 
     /// The cluster as a node that answers sees it.
@@ -241,9 +302,9 @@ fn start_etcd(dir: &Path, port: u16, peer_port: u16) -> Child {
     command.spawn().unwrap()
 }
 
-fn end(mut child: Child) {
+fn end(mut child: Child, signal: rustix::process::Signal) {
     if let Some(pid) = rustix::process::Pid::from_raw(child.id().cast_signed()) {
-        let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
+        let _ = rustix::process::kill_process(pid, signal);
     }
     drop(child.wait());
 }
