@@ -20,7 +20,7 @@ case $(cat "$dir/mode/${BK_STEP:-run}-$BK_PHASE" 2>/dev/null) in
 fail) echo "cannot $me" >&2; exit 1 ;;
 once) rm "$dir/mode/${BK_STEP:-run}-$BK_PHASE"; exit 1 ;;
 kill) kill -9 $$ ;;
-hang) sleep 1000 ;;
+hang) echo "$me" >> "$dir/hanging"; sleep 1000 ;;
 skip) exit 75 ;;
 ignore) trap '' TERM; echo "$me" >> "$dir/ignoring"; while :; do sleep 0.05; done ;;
 fork) (trap '' TERM; sleep 20) & ;;
