@@ -97,7 +97,7 @@ impl Ahead {
         }
         // It doubles each time its reader has come into what was fetched ahead.
         let from = file.fetched.max(file.end);
-        file.window = (file.window * 2).clamp(CONTENT_LEN_MIN, self.len_max.max(1));
+        file.window = (file.window * 2).clamp(CONTENT_LEN_MIN, self.len_max.max(CONTENT_LEN_MIN));
         file.fetched = file.end.saturating_add(file.window);
         Some(Run { from, len: file.fetched - from })
     }
@@ -165,6 +165,13 @@ mod tests {
             }
         }
         assert_eq!(most, 32 * MIB);
+    }
+
+    #[test]
+    fn a_short_way_ahead_is_no_fault() {
+        let ahead = Ahead::new(1);
+        assert!(ahead.step(Node(9), 0, 4096).is_none());
+        assert!(ahead.step(Node(9), 4096, 4096).is_some());
     }
 
     #[test]

@@ -604,6 +604,7 @@ fn a_stopped_clusters_storage_fails_and_is_killed() {
     STORAGE_STOPPED.each_is_killed();
     STORAGE_STOPPED_RESTORE.goes_well();
     STORAGE_STOPPED_RESTORE.each_fails();
+    STORAGE_STOPPED_RESTORE.each_is_killed();
 }
 
 #[test]
