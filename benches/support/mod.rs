@@ -5,7 +5,7 @@ pub struct Numbers(pub u64);
 
 impl Numbers {
     /// The next one.
-    #[allow(clippy::should_implement_trait, dead_code, reason = "not every bench wants it")]
+    #[allow(clippy::should_implement_trait, reason = "it never ends")]
     pub fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let x = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);

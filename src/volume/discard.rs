@@ -55,9 +55,7 @@ impl Store for Discard {
     }
 
     fn scratch(&self) -> Result<std::fs::File> {
-        let flags = rustix::fs::MemfdFlags::CLOEXEC;
-        let fd = rustix::fs::memfd_create("bk", flags).map_err(|e| Error::io("cannot make a file in memory", e))?;
-        Ok(fd.into())
+        super::memory::file()
     }
 
     fn check_writable(&self) -> Result<()> {

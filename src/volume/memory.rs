@@ -117,12 +117,17 @@ impl Store for MemoryStore {
     }
 
     fn scratch(&self) -> Result<std::fs::File> {
-        let flags = rustix::fs::MemfdFlags::CLOEXEC;
-        let fd = rustix::fs::memfd_create("bk", flags).map_err(|e| Error::io("cannot make a file in memory", e))?;
-        Ok(fd.into())
+        file()
     }
 
     fn check_writable(&self) -> Result<()> {
         Ok(())
     }
+}
+
+/// A file in memory, without a name.
+pub(super) fn file() -> Result<std::fs::File> {
+    let flags = rustix::fs::MemfdFlags::CLOEXEC;
+    let fd = rustix::fs::memfd_create("bk", flags).map_err(|e| Error::io("cannot make a file in memory", e))?;
+    Ok(fd.into())
 }

@@ -1,24 +1,18 @@
 //! S3 servers on loopback, all spoken to over HTTP: one of our own in this process (s3s-fs over a directory), moto from
 //! PyPI as another's reading of the same texts, and whatever `BK_TEST_S3_URL` names.
-//!
-//! s3s-fs looks whether an object is there before it takes the body: its PUTs are let through one after the other.
+
+mod own;
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
-use std::time::Duration;
 
-use hyper::service::{Service, service_fn};
-use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::runtime::Runtime;
 
+use self::own::{BUCKET, Kind, SECRET};
 use super::tools::skip;
-
-const BUCKET: &str = "bk-test";
-const KEY_ID: &str = "bk-test-key";
-const SECRET: &str = "bk-test-secret-never-shown";
 
 /// A server that runs as long as this lives.
 pub struct Server {
@@ -33,36 +27,6 @@ pub struct Server {
     child: Option<Child>,
 }
 
-/// What kind of server of our own.
-#[derive(Clone, Copy, Default)]
-struct Kind {
-    /// It heeds `If-None-Match`.
-    has_conditions: bool,
-    /// How long each request waits.
-    delay: Duration,
-    /// Ranges are not read by s3s-fs, which does it 4 KiB at a time.
-    reads_at_once: bool,
-}
-
-/// The answer to a request for a range of an object, read whole.
-fn range_of(file: &Path, request: &hyper::Request<hyper::body::Incoming>) -> Option<hyper::Response<s3s::Body>> {
-    use std::os::unix::fs::FileExt;
-    let range = request.headers().get("range")?.to_str().ok()?.strip_prefix("bytes=")?;
-    let (first, last) = range.split_once('-')?;
-    let (first, last): (u64, u64) = (first.parse().ok()?, last.parse().ok()?);
-    let file = std::fs::File::open(file).ok()?;
-    let len = file.metadata().ok()?.len();
-    let end = len.min(last + 1);
-    let mut bytes = vec![0; usize::try_from(end.checked_sub(first)?).ok()?];
-    file.read_exact_at(&mut bytes, first).ok()?;
-    let answer = hyper::Response::builder()
-        .status(206)
-        .header("content-range", format!("bytes {first}-{}/{len}", end - 1))
-        .header("last-modified", "Sat, 21 Nov 2026 00:00:00 GMT")
-        .header("etag", "\"unknown\"");
-    answer.body(s3s::Body::from(bytes)).ok()
-}
-
 impl Server {
     /// s3s-fs in this process, over the directory `root`.
     pub fn own(root: &Path) -> Self {
@@ -74,57 +38,10 @@ impl Server {
         Self::own_of_kind(root, Kind::default())
     }
 
-    /// The first one, to be measured against: each request waits for `delay` before it is looked at, and ranges are read at once.
-    #[allow(dead_code, reason = "for benches/s3_server.rs")]
-    pub fn own_to_measure(root: &Path, delay: Duration) -> Self {
-        Self::own_of_kind(root, Kind { has_conditions: true, delay, reads_at_once: true })
-    }
-
     fn own_of_kind(root: &Path, kind: Kind) -> Self {
-        let Kind { has_conditions, delay, reads_at_once } = kind;
-        let files = root.to_owned();
-        let dir = root.join(BUCKET);
-        std::fs::create_dir_all(&dir).unwrap();
-        let mut builder = s3s::service::S3ServiceBuilder::new(s3s_fs::FileSystem::new(root).unwrap());
-        builder.set_auth(s3s::auth::SimpleAuth::from_single(KEY_ID, SECRET));
-        let service = builder.build();
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
-        let listener = runtime.block_on(tokio::net::TcpListener::bind("127.0.0.1:0")).unwrap();
-        let endpoint = format!("http://{}", listener.local_addr().unwrap());
-        runtime.spawn(async move {
-            let one_put = Arc::new(tokio::sync::Mutex::new(()));
-            loop {
-                let Ok((socket, _)) = listener.accept().await else { return };
-                // Else each answer waits for the acknowledgement of its first half.
-                let _ = socket.set_nodelay(true);
-                let (service, one_put, files) = (service.clone(), Arc::clone(&one_put), files.clone());
-                let handle = service_fn(move |request: hyper::Request<hyper::body::Incoming>| {
-                    let (service, one_put) = (service.clone(), Arc::clone(&one_put));
-                    let forgets = !has_conditions && request.headers().contains_key("if-none-match");
-                    let file = files.join(request.uri().path().trim_start_matches('/'));
-                    async move {
-                        tokio::time::sleep(delay).await;
-                        if reads_at_once && let Some(answer) = range_of(&file, &request) {
-                            return Ok(answer);
-                        }
-                        let _held = match *request.method() == hyper::Method::PUT {
-                            true => Some(one_put.lock().await),
-                            false => None,
-                        };
-                        if forgets {
-                            let _ = std::fs::remove_file(file);
-                        }
-                        Service::call(&service, request).await
-                    }
-                });
-                tokio::spawn(async move {
-                    let server = hyper_util::server::conn::auto::Builder::new(TokioExecutor::new());
-                    drop(server.serve_connection(TokioIo::new(socket), handle).await);
-                });
-            }
-        });
-        let bucket = BUCKET.to_owned();
-        Self { endpoint, bucket, dir: Some(dir), is_given: false, runtime: Some(runtime), child: None }
+        let (runtime, endpoint) = own::serve(root, kind);
+        let (bucket, dir) = (BUCKET.to_owned(), Some(root.join(BUCKET)));
+        Self { endpoint, bucket, dir, is_given: false, runtime: Some(runtime), child: None }
     }
 
     /// A door with TLS before this server: gives its URL. `pem` holds certificate and key.
@@ -208,13 +125,9 @@ impl Server {
 
     /// What bk needs in its environment to reach it.
     pub fn env(&self) -> Vec<(String, String)> {
-        let mut env = vec![("AWS_ENDPOINT_URL".to_owned(), self.endpoint.clone())];
-        if !self.is_given {
-            for (name, value) in
-                [("AWS_ACCESS_KEY_ID", KEY_ID), ("AWS_SECRET_ACCESS_KEY", SECRET), ("AWS_REGION", "us-east-1")]
-            {
-                env.push((name.to_owned(), value.to_owned()));
-            }
+        let mut env = own::env(&self.endpoint);
+        if self.is_given {
+            env.truncate(1);
         }
         env
     }
