@@ -70,6 +70,10 @@ pub struct Request {
 }
 
 impl Request {
+    pub fn is_of_the_log(&self) -> bool {
+        self.target.contains("/log/")
+    }
+
     pub fn is_list(&self) -> bool {
         self.method == "GET" && self.target.contains("list-type=2")
     }
@@ -83,6 +87,27 @@ struct State {
     came: usize,
     /// Whether it may come later, where the request it was meant for does not fit.
     is_any: bool,
+    /// Whether requests are counted only once the record is there and was looked at.
+    is_after_commit: bool,
+}
+
+impl State {
+    /// Whether the newest of the requests, which is counted from the plan's beginning on, meets the plan's fault.
+    fn meets(&mut self) -> Option<Fault> {
+        let (k, count, fault) = self.plan?;
+        let number = self.seen.len() - if self.is_after_commit { self.till_the_commit()? } else { 0 };
+        let is_its_turn = number == k || number > k && (count > 1 || self.is_any);
+        let comes = is_its_turn && self.came < count && fault.fits(self.seen.last()?);
+        self.came += usize::from(comes);
+        comes.then_some(fault)
+    }
+
+    /// How many requests there were till the record was there and was looked at, however often each was tried.
+    fn till_the_commit(&self) -> Option<usize> {
+        let record = self.seen.iter().position(|request| request.method == "PUT" && request.is_of_the_log())?;
+        let others = self.seen[record..].iter().position(|request| !request.is_of_the_log())?;
+        Some(record + others)
+    }
 }
 
 /// Runs as long as it lives.
@@ -123,6 +148,12 @@ impl Proxy {
     pub fn plan_any(&self, k: usize, fault: Fault) {
         let plan = Some((k, 1, fault));
         *self.state.lock().unwrap() = State { plan, is_any: true, ..State::default() };
+    }
+
+    /// The same for all requests from the `k`-th on that follow a run's record, which is looked at before.
+    pub fn plan_after_commit(&self, k: usize, fault: Fault) {
+        let plan = Some((k, usize::MAX, fault));
+        *self.state.lock().unwrap() = State { plan, is_after_commit: true, ..State::default() };
     }
 
     /// Forgets what was seen and passes everything on.
@@ -220,12 +251,7 @@ fn serve(mut client: TcpStream, upstream: &str, state: &Mutex<State>) -> std::io
     let fault = {
         let mut state = state.lock().unwrap();
         state.seen.push(request.clone());
-        let number = state.seen.len();
-        let plan = state.plan.filter(|(k, count, fault)| {
-            number >= *k && state.came < *count && (number == *k || *count > 1 || state.is_any) && fault.fits(&request)
-        });
-        state.came += usize::from(plan.is_some());
-        plan.map(|(_, _, fault)| fault)
+        state.meets()
     };
     let fresh = || -> std::io::Result<(String, Vec<u8>)> { Ok(whole(forward(upstream, &head, &body)?)) };
     let half = |client: &mut TcpStream, (head, body): (String, Vec<u8>)| match body.is_empty() {
