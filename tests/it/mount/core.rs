@@ -246,7 +246,7 @@ fn a_store_that_stalls_is_an_error_at_the_deadline() {
     fs::write(world.src.join("f"), Rng::new(1).noise(100_000)).unwrap();
     world.snapshot("tree", "").ok();
     let slow = Slow::over(&world.volume);
-    let limits = Limits { deadline: Duration::from_millis(300), ..LIMITS };
+    let limits = Limits { deadline: Duration::from_millis(1500), ..LIMITS };
     let (core, said) = core(open_on(slow.clone(), "volume".to_owned()).unwrap(), limits);
     let node = at(&core, "tree/latest/f");
     slow.hold(true);
