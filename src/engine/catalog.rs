@@ -4,6 +4,7 @@ mod append;
 
 use std::collections::BTreeMap;
 
+use super::parallel;
 use crate::{
     error::{Error, Kind, Result},
     format::{
@@ -21,6 +22,13 @@ use crate::{
 
 pub use crate::plan::log::{Head, JobLog, State};
 pub use append::{Author, Failed, change, commit, commit_by};
+
+/// Records read at once where each is a request that takes its time.
+const REMOTE_READERS: usize = 16;
+/// The same on a local volume, for long logs.
+const LOCAL_READERS: usize = 2;
+/// Records of a log that are read before they are folded into it.
+const RECORD_COUNT: usize = 512;
 
 /// The names of all jobs that have a log.
 pub fn jobs(volume: &Volume) -> Result<Vec<Name>> {
@@ -67,22 +75,28 @@ fn read_record(volume: &Volume, job: &Name, seq: u64) -> Result<(Record, Digest)
 
 /// Reads a job's log. Damaged records are faults, the others stand.
 pub fn read(volume: &Volume, job: &Name) -> Result<JobLog> {
-    read_seqs(volume, job, seqs(volume, job)?)
+    read_seqs(volume, job, &seqs(volume, job)?)
 }
 
 /// Reads the logs of all jobs, found by one listing.
 pub fn read_all(volume: &Volume) -> Result<Vec<JobLog>> {
     let items = volume.store.list("log/")?;
-    jobs_of(&items).iter().map(|job| read_seqs(volume, job, seqs_in(&items, job))).collect()
+    jobs_of(&items).iter().map(|job| read_seqs(volume, job, &seqs_in(&items, job))).collect()
 }
 
-fn read_seqs(volume: &Volume, job: &Name, seqs: Vec<u64>) -> Result<JobLog> {
+fn read_seqs(volume: &Volume, job: &Name, seqs: &[u64]) -> Result<JobLog> {
+    let threads = match volume.store.ahead_len() {
+        0 if seqs.len() < RECORD_COUNT => 1,
+        0 => LOCAL_READERS,
+        _ => REMOTE_READERS,
+    };
     let mut log = JobLog::new(job);
-    for seq in seqs {
-        match read_record(volume, job, seq) {
-            Err(e) if e.kind() != Kind::Integrity => return Err(e),
-            read => log.push(seq, read),
-        }
+    for some in seqs.chunks(RECORD_COUNT) {
+        let read = parallel::each(threads, some, |seq| match read_record(volume, job, *seq) {
+            Err(e) if e.kind() != Kind::Integrity => Err(e),
+            read => Ok(read),
+        })?;
+        some.iter().zip(read).for_each(|(seq, read)| log.push(*seq, read));
     }
     Ok(log)
 }

@@ -4,5 +4,6 @@ pub mod beat;
 pub mod catalog;
 pub mod cluster;
 pub mod copy;
+pub mod parallel;
 pub mod read;
 pub mod write;

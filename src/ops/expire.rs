@@ -4,19 +4,16 @@
 //! that never ended → delete the objects of all runs that a record says are gone, those of an earlier, killed expiry too.
 //! A failed listing ends the job before anything follows from it.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    sync::{
-        Mutex,
-        atomic::{AtomicU64, Ordering},
-    },
-};
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::Serialize;
 
 use crate::{
     clock::Clock,
-    engine::catalog::{self, Author, JobLog},
+    engine::{
+        catalog::{self, Author, JobLog},
+        parallel,
+    },
     error::{Error, Kind, Result},
     format::{
         change::{Expire, NAMES_MAX, RunName, Sweep},
@@ -303,8 +300,8 @@ const DELETE_COUNT: usize = 1000;
 ///
 /// Stops at the first error; what is left goes with the next expiry.
 pub fn remove(volume: &Volume, job: &Name, runs: &[RunId], threads: usize, monitor: &dyn Monitor) -> Result<Deleted> {
-    let (objects, bytes) = (AtomicU64::new(0), AtomicU64::new(0));
-    let one = |run: &RunId| -> Result<()> {
+    let one = |run: &RunId| -> Result<Deleted> {
+        let mut deleted = Deleted::default();
         for items in volume.store.list(&run_dir(job, *run))?.chunks(DELETE_COUNT) {
             if let Some(signal) = monitor.interrupted() {
                 return Err(Error::new(Kind::Signal(signal), "interrupted")
@@ -312,35 +309,16 @@ pub fn remove(volume: &Volume, job: &Name, runs: &[RunId], threads: usize, monit
             }
             volume.store.delete_all(&items.iter().map(|item| item.key.clone()).collect::<Vec<_>>())?;
             for item in items {
-                objects.fetch_add(1, Ordering::Relaxed);
-                bytes.fetch_add(item.len, Ordering::Relaxed);
+                deleted.objects += 1;
+                deleted.bytes += item.len;
                 monitor.advance(1, item.len, item.key.as_bytes());
             }
         }
-        Ok(())
+        Ok(deleted)
     };
-    let pending = Mutex::new(runs.iter());
-    let work = || -> Result<()> {
-        loop {
-            let next = pending.lock().map(|mut runs| runs.next()).unwrap_or_default();
-            match next {
-                Some(run) => one(run)?,
-                None => return Ok(()),
-            }
-        }
-    };
-    let threads = threads.min(runs.len());
-    if threads <= 1 {
-        work()?;
-    } else {
-        std::thread::scope(|scope| {
-            let workers: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
-            let ended = workers.into_iter().map(|worker| {
-                worker.join().unwrap_or_else(|_| Err(Error::new(Kind::Other, "a deleting thread panicked")))
-            });
-            // All are waited for, then the first error counts.
-            ended.collect::<Vec<_>>().into_iter().collect::<Result<()>>()
-        })?;
-    }
-    Ok(Deleted { objects: objects.into_inner(), bytes: bytes.into_inner() })
+    let deleted = parallel::each(threads, runs, one)?;
+    Ok(Deleted {
+        objects: deleted.iter().map(|run| run.objects).sum(),
+        bytes: deleted.iter().map(|run| run.bytes).sum(),
+    })
 }

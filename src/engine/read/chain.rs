@@ -10,7 +10,7 @@ use std::{cmp::Ordering, sync::Arc};
 
 use super::index::{BlockCache, IndexReader, Row};
 use crate::{
-    engine::catalog,
+    engine::{catalog, parallel},
     error::{Error, Result},
     format::{
         index::{ChunkRun, Extent},
@@ -110,14 +110,7 @@ impl Chain {
     }
 
     fn open_by(snapshots: &[Snapshot], open: impl Fn(&Snapshot) -> Result<IndexReader> + Sync) -> Result<Self> {
-        let runs = match snapshots {
-            [one] => vec![open(one)?],
-            several => std::thread::scope(|scope| {
-                let open: Vec<_> = several.iter().map(|one| scope.spawn(|| open(one))).collect();
-                let lost = || Err(Error::integrity("a thread that opens an index ended early"));
-                open.into_iter().map(|one| one.join().unwrap_or_else(|_| lost())).collect::<Result<Vec<_>>>()
-            })?,
-        };
+        let runs = parallel::each(snapshots.len(), snapshots, open)?;
         if runs.is_empty() || runs.len() > 10 || runs.windows(2).any(|pair| pair[0].seq() >= pair[1].seq()) {
             return Err(Error::integrity("not a chain of snapshots"));
         }
