@@ -16,8 +16,12 @@ use crate::{
     model::{
         entry::{Entry, EntryKind},
         show,
+        units::show_size,
     },
-    ops::{cat, diff, export, ls},
+    ops::{
+        cat, diff, export,
+        ls::{self, Stream},
+    },
 };
 
 /// Standard output is written in pieces of this length.
@@ -45,7 +49,7 @@ pub fn ls(context: &Context<'_>, args: &LsArgs) -> Result<Ended> {
     with_stdout(|out| {
         let mut put =
             |text: String| writeln!(out, "{text}").map_err(|e| Error::io("cannot write to standard output", e));
-        let count = ls::run(&volume, &options, &mut |row| {
+        let outcome = ls::run(&volume, &options, &mut |row| {
             put(if context.out.is_json() {
                 context.out.json("entry", row)?
             } else {
@@ -53,7 +57,11 @@ pub fn ls(context: &Context<'_>, args: &LsArgs) -> Result<Ended> {
             })
         })?;
         if context.out.is_json() {
-            put(context.out.json("result", &serde_json::json!({ "entries": count }))?)?;
+            put(context.out.json("result", &outcome)?)?;
+        }
+        for Stream { name, size } in &outcome.streams {
+            let (size, snapshot) = (show_size(*size), &args.snapshot);
+            context.out.say(&format!("stream {name}, {size}: `bk cat {snapshot} --stream {name}` gives it"));
         }
         Ok(Ended::Done)
     })
@@ -90,7 +98,7 @@ pub fn cat(context: &Context<'_>, args: &CatArgs) -> Result<Ended> {
     let what = match (&args.stream, &args.path) {
         (Some(name), _) => cat::What::Stream(name.parse()?),
         (None, Some(path)) => cat::What::Path(bytes(path)),
-        (None, None) => return Err(Error::usage("name a PATH or --stream NAME")),
+        (None, None) => cat::What::Only,
     };
     let options = cat::Options {
         snapshot: args.snapshot.parse()?,

@@ -106,7 +106,8 @@ fn check(context: &Context<'_>, place: Option<&Path>) -> Result<Ended> {
         return Ok(Ended::Done);
     }
     for (what, holds) in found.rows() {
-        context.out.line(&format!("{what:<27} {}", if holds { "yes" } else { "NO" }))?;
+        let holds = holds.map_or("not tried", |holds| if holds { "yes" } else { "NO" });
+        context.out.line(&format!("{what:<27} {holds}"))?;
     }
     found.require(&volume.shown, volume.file.exclusive_writer)?;
     Ok(Ended::Done)

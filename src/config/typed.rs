@@ -209,8 +209,8 @@ pub struct LsArgs {
 pub struct CatArgs {
     /// The snapshot
     pub snapshot: String,
-    /// A file in it
-    #[arg(required_unless_present = "stream", conflicts_with = "stream")]
+    /// A file in it; without one and without --stream, the only stream of a snapshot that has one
+    #[arg(conflicts_with = "stream")]
     pub path: Option<OsString>,
     /// A stream of it, by name
     #[arg(long, value_name = "NAME")]

@@ -23,6 +23,8 @@ pub enum What {
     Path(Vec<u8>),
     /// A named stream.
     Stream(Name),
+    /// The stream of a snapshot that has one.
+    Only,
 }
 
 /// What is asked for.
@@ -50,18 +52,27 @@ pub struct Outcome {
 /// Writes the bytes asked for to `out`.
 pub fn run(volume: &Volume, options: &Options, monitor: &dyn Monitor, out: &mut dyn Write) -> Result<Outcome> {
     let (_, chain) = Chain::find(volume, &options.snapshot)?;
-    let path = match &options.what {
-        What::Stream(name) => {
-            let stream = stream_number(&chain, name)?;
-            let range = cut(options.range, chain.last().stream_extent(stream)?.len);
-            let bytes = export::write_stream(&chain, stream, range, options.threads, monitor, out)?;
-            return Ok(Outcome { bytes, incomplete: None });
-        }
-        What::Path(path) => select::find(&chain, path)?,
+    let stream = match &options.what {
+        What::Path(path) => return write_file(&chain, &select::find(&chain, path)?, options, monitor, out),
+        What::Stream(name) => stream_number(&chain, name)?,
+        What::Only if chain.streams().len() == 1 => 1,
+        What::Only => return Err(Error::usage("name a PATH or --stream NAME").with_hint(streams_of(&chain))),
     };
-    let shown = show::name(&path);
+    let range = cut(options.range, chain.last().stream_extent(stream)?.len);
+    let bytes = export::write_stream(&chain, stream, range, options.threads, monitor, out)?;
+    Ok(Outcome { bytes, incomplete: None })
+}
+
+fn write_file(
+    chain: &Chain,
+    path: &[u8],
+    options: &Options,
+    monitor: &dyn Monitor,
+    out: &mut dyn Write,
+) -> Result<Outcome> {
+    let shown = show::name(path);
     let none = || Error::integrity(format!("`{shown}` is not in the index of snapshot {}", chain.shown()));
-    let mut row = chain.lookup(&path)?;
+    let mut row = chain.lookup(path)?;
     if let Some(link) = row.as_ref().filter(|row| row.entry.kind == EntryKind::HardLink) {
         row = chain.lookup(&link.entry.link)?;
     }
@@ -75,7 +86,7 @@ pub fn run(volume: &Volume, options: &Options, monitor: &dyn Monitor, out: &mut 
         return Err(Error::new(Kind::Incomplete, format!("`{shown}` could not be read when the snapshot was taken")));
     }
     let (start, end) = cut(options.range, row.entry.size);
-    content::write_file(&chain, &row, (start, end), options.threads, monitor, out)?;
+    content::write_file(chain, &row, (start, end), options.threads, monitor, out)?;
     Ok(Outcome { bytes: end - start, incomplete: status.is_incomplete().then(|| status.show()) })
 }
 
@@ -84,11 +95,13 @@ pub fn stream_number(chain: &Chain, name: &Name) -> Result<u32> {
     let at = chain.streams().iter().position(|own| own == name);
     let number = at.and_then(|at| u32::try_from(at + 1).ok());
     number.ok_or_else(|| {
-        let names: Vec<&str> = chain.streams().iter().map(Name::as_str).collect();
-        let hint =
-            if names.is_empty() { "it has no streams".to_owned() } else { format!("it has {}", names.join(", ")) };
-        Error::usage(format!("there is no stream {name} in snapshot {}", chain.shown())).with_hint(hint)
+        Error::usage(format!("there is no stream {name} in snapshot {}", chain.shown())).with_hint(streams_of(chain))
     })
+}
+
+fn streams_of(chain: &Chain) -> String {
+    let names: Vec<&str> = chain.streams().iter().map(Name::as_str).collect();
+    if names.is_empty() { "it has no streams".to_owned() } else { format!("its streams: {}", names.join(", ")) }
 }
 
 fn cut(range: Option<(u64, Option<u64>)>, size: u64) -> (u64, u64) {

@@ -7,7 +7,7 @@ use crate::{
     error::Result,
     model::{
         entry::{Entry, EntryKind},
-        ids::SnapshotName,
+        ids::{Name, SnapshotName},
         text::PathText,
     },
     volume::Volume,
@@ -105,13 +105,31 @@ pub fn mode_text(entry: &Entry) -> String {
     text.into_iter().collect()
 }
 
-/// Tells `found` each entry in order; returns how many.
-pub fn run(volume: &Volume, options: &Options, found: &mut dyn FnMut(&Row) -> Result<()>) -> Result<u64> {
-    let (_, chain) = Chain::find(volume, &options.snapshot)?;
+/// What was listed.
+#[derive(Clone, Debug, Serialize)]
+pub struct Outcome {
+    /// Entries told.
+    pub entries: u64,
+    /// The streams beside the tree, when all of the snapshot was asked for.
+    pub streams: Vec<Stream>,
+}
+
+/// A stream of a snapshot.
+#[derive(Clone, Debug, Serialize)]
+pub struct Stream {
+    /// Its name.
+    pub name: Name,
+    /// Length, bytes.
+    pub size: u64,
+}
+
+/// Tells `found` each entry in order.
+pub fn run(volume: &Volume, options: &Options, found: &mut dyn FnMut(&Row) -> Result<()>) -> Result<Outcome> {
+    let (snapshot, chain) = Chain::find(volume, &options.snapshot)?;
     let path = select::find(&chain, &options.path)?;
-    let mut count = 0;
+    let mut entries = 0;
     let mut tell = |row: Result<crate::engine::read::index::Row>| {
-        count += 1;
+        entries += 1;
         found(&Row { entry: row?.entry })
     };
     match chain.lookup(&path)? {
@@ -119,7 +137,11 @@ pub fn run(volume: &Volume, options: &Options, found: &mut dyn FnMut(&Row) -> Re
         _ if options.recursive => chain.subtree(&path).try_for_each(tell)?,
         _ => chain.list(&path).try_for_each(tell)?,
     }
-    Ok(count)
+    let streams = match path.is_empty() {
+        true => snapshot.streams.into_iter().map(|one| Stream { name: one.name, size: one.content_bytes }).collect(),
+        false => Vec::new(),
+    };
+    Ok(Outcome { entries, streams })
 }
 
 #[cfg(test)]

@@ -259,7 +259,7 @@ impl<'a> Prepared<'a> {
         match stored {
             Ok((snapshot, tree, profile)) => Ok(Unrecorded { run, place, snapshot, tree, profile }),
             Err(e) => {
-                run.remove_objects();
+                run.remove_after(&e);
                 Err(run.lost_or(run.monitor.explain(e), run_id))
             }
         }
@@ -284,11 +284,11 @@ impl Unrecorded<'_> {
     /// Creates the record: from then on the snapshot exists.
     pub fn commit(self) -> Result<Outcome> {
         let Self { run, place, snapshot, tree, profile } = self;
-        run.monitor.lease().check().inspect_err(|_| run.remove_objects())?;
+        run.monitor.lease().check().inspect_err(|e| run.remove_after(e))?;
         let snapshot = catalog::commit(run.volume, snapshot, place.decision.chain()).map_err(|failed| {
             // Only what is certainly not recorded, and never will be, may go.
             if failed.is_certain {
-                run.remove_objects();
+                run.remove_after(&failed.error);
             }
             failed.error
         })?;

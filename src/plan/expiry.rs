@@ -178,7 +178,7 @@ pub fn why(log: &JobLog, state: &State, unusable: &BTreeSet<u64>, now: Instant) 
             Fate::Go => "goes with the next `bk expire`".to_owned(),
             Fate::Held { by } => {
                 let by: Vec<String> = by.iter().map(|seq| format!("{job}/{seq}")).collect();
-                format!("stays: held, since {} need it", by.join(", "))
+                format!("stays: held, since {} {} it", by.join(", "), if by.len() == 1 { "needs" } else { "need" })
             }
             Fate::LastChain => "stays: it belongs to the last usable chain of the job".to_owned(),
             Fate::Hold { .. } => "stays: it is on hold".to_owned(),

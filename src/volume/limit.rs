@@ -175,6 +175,10 @@ impl Store for Limited {
         self.inner.check_writable()
     }
 
+    fn hurry(&self) {
+        self.inner.hurry();
+    }
+
     fn now(&self) -> Option<crate::model::time::Instant> {
         self.inner.now()
     }

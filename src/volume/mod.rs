@@ -93,6 +93,8 @@ pub trait Store: Send + Sync {
     fn scratch(&self) -> Result<std::fs::File>;
     /// Makes sure that objects can be written, by writing and removing one.
     fn check_writable(&self) -> Result<()>;
+    /// Says that the store has failed and only tidying follows: what gets no answer is given up soon.
+    fn hurry(&self) {}
     /// The store's own clock, as it told the time last; `None` where that is this machine's.
     fn now(&self) -> Option<Instant> {
         None

@@ -239,6 +239,10 @@ impl Store for Near {
         self.inner.check_writable()
     }
 
+    fn hurry(&self) {
+        self.inner.hurry();
+    }
+
     fn now(&self) -> Option<crate::model::time::Instant> {
         self.inner.now()
     }

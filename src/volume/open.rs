@@ -164,8 +164,10 @@ fn open_local(path: &Path) -> Result<Volume> {
 /// Opens the volume in a store; `shown` is its name in messages.
 pub fn open_on(store: Arc<dyn Store>, shown: String) -> Result<Volume> {
     let Some(bytes) = store.find(VOLUME_KEY, VOLUME_FILE_MAX)? else {
-        return Err(Error::new(Kind::Volume, format!("{shown} is not a volume: it has no {VOLUME_KEY}"))
-            .with_hint(format!("is it mounted? `bk volume create {shown}` makes a new one")));
+        let is_local = !shown.starts_with("s3://");
+        return Err(Error::new(Kind::Volume, format!("{shown} is not a volume: it has no {VOLUME_KEY}")).with_hint(
+            format!("{}`bk volume create {shown}` makes a new one", if is_local { "is it mounted? " } else { "" }),
+        ));
     };
     let file = VolumeFile::decode(&bytes).map_err(|e| e.context(format!("{VOLUME_KEY} in {shown}")))?;
     Ok(Volume { store, file, shown })

@@ -98,7 +98,8 @@ struct Inner {
     is_exclusive: AtomicBool,
     builder: AmazonS3Builder,
     bucket: Bucket,
-    limits: Limits,
+    patience: Limits,
+    is_in_a_hurry: AtomicBool,
     counts: Arc<Counts>,
     budget: Arc<Budget>,
     watch: Watch,
@@ -106,6 +107,10 @@ struct Inner {
 }
 
 impl Inner {
+    fn limits(&self) -> Limits {
+        if self.is_in_a_hurry.load(Ordering::Relaxed) { self.patience.in_a_hurry() } else { self.patience }
+    }
+
     fn full(&self, key: &str) -> String {
         match self.bucket.prefix.as_str() {
             "" => key.to_owned(),
@@ -138,7 +143,7 @@ impl Inner {
                 PutMode::Create
             };
             let put = self.client.put_opts(&path, payload.clone(), mode.into());
-            let failure = match once(&self.limits, len, put).await {
+            let failure = match once(self.limits(), len, put).await {
                 Ok(_) => return self.confirm(key, &path, len).await,
                 Err(failure) => failure,
             };
@@ -152,7 +157,7 @@ impl Inner {
                 _ if failure.status == Some(501) => return Err(self.is_unconditional(&failure)),
                 _ => return Err(self.failed("store", key)(failure)),
             };
-            if let Err(spent) = pause(&self.limits, (started, len), tries, failure).await {
+            if let Err(spent) = pause(self.limits(), (started, len), tries, failure).await {
                 // The last look: what is there is not called failed.
                 return match self.settle(key, &path, &payload).await {
                     Ok(Some(Created::New)) => Ok(Created::New),
@@ -229,8 +234,10 @@ impl Inner {
         let (mut items, mut token) = (Vec::new(), None);
         for _ in 0..PAGE_COUNT_MAX {
             let options = || PaginatedListOptions { page_token: token.clone(), ..PaginatedListOptions::default() };
-            let page = || once(&self.limits, 0, self.client.list_paginated(full, options()));
-            let page = until_done(&self.limits, 0, page).await.map_err(self.failed("list", prefix))?;
+            let page = || once(self.limits(), 0, self.client.list_paginated(full, options()));
+            let page = until_done(self.limits(), 0, page)
+                .await
+                .map_err(self.failed("list", if prefix.is_empty() { "all" } else { prefix }))?;
             for object in page.result.objects {
                 let key = object.location.as_ref();
                 let key = match (key.get(above..), full) {
@@ -258,14 +265,15 @@ impl Inner {
 
     async fn delete(&self, key: &str) -> Result<()> {
         let path = self.path(key)?;
-        match until_done(&self.limits, 0, || once(&self.limits, 0, self.client.delete(&path))).await {
+        match until_done(self.limits(), 0, || once(self.limits(), 0, self.client.delete(&path))).await {
             Ok(()) => Ok(()),
             Err(failure) if failure.fault == Fault::Missing => Ok(()),
             Err(failure) => Err(self.failed("delete", key)(failure)),
         }
     }
 
-    /// Deletes up to [`DELETE_COUNT_MAX`] objects at once; false when the store cannot.
+    /// Deletes up to [`DELETE_COUNT_MAX`] objects at once; false when the store cannot, or will not: Ceph asks for a right to the whole
+    /// bucket then, where a right to the objects is enough to delete each.
     async fn delete_bulk(&self, keys: &[String]) -> Result<bool> {
         let paths = keys.iter().map(|key| self.path(key)).collect::<Result<Vec<Path>>>()?;
         let client = match self.bulk.get() {
@@ -278,11 +286,11 @@ impl Inner {
         };
         let request = || {
             let locations = stream::iter(paths.clone().into_iter().map(Ok)).boxed();
-            once(&self.limits, 0, client.delete_stream(locations).try_for_each(|_| async { Ok(()) }))
+            once(self.limits(), 0, client.delete_stream(locations).try_for_each(|_| async { Ok(()) }))
         };
-        match until_done(&self.limits, 0, request).await {
+        match until_done(self.limits(), 0, request).await {
             Ok(()) => Ok(true),
-            Err(failure) if matches!(failure.status, Some(400 | 405 | 411 | 501)) => Ok(false),
+            Err(failure) if matches!(failure.status, Some(400 | 403 | 405 | 411 | 501)) => Ok(false),
             Err(failure) => Err(self.failed("delete", &keys[0])(failure)),
         }
     }
@@ -417,17 +425,34 @@ impl Store for S3Store {
     }
 
     fn check_writable(&self) -> Result<()> {
-        let (key, bytes) = (format!("bk-probe-{}", Nonce::new()?.as_str()), b"bk writes here\n");
+        let key = format!("bk-probe-{}", Nonce::new()?.as_str());
+        let (first, second) = (b"bk writes here\n", b"bk wrote there\n");
         let tried = || {
-            self.put_new(&key, bytes)?;
+            self.put_new(&key, first)?;
             let found = self.read(&key, 64)?;
+            // What held when the volume was made may hold no more: Ceph forgets it in a bucket that keeps versions.
+            let again = self.put_new(&key, second)?;
             self.delete(&key)?;
-            if found == bytes { Ok(()) } else { Err(Error::integrity("a test object came back changed")) }
+            if found != first {
+                return Err(Error::integrity("a test object came back changed"));
+            }
+            if again == Created::New {
+                let what =
+                    format!("{} let a key be created twice: conditional create does not hold", self.inner.bucket);
+                return Err(Error::new(Kind::Volume, what).with_hint(
+                    "is its bucket set to keep versions? Two runs could both believe that their snapshot is listed: see `bk volume check` and docs/s3.md",
+                ));
+            }
+            Ok(())
         };
         tried().map_err(|e: Error| match e.kind() {
             Kind::Other => e.with_kind(Kind::Volume),
             _ => e,
         })
+    }
+
+    fn hurry(&self) {
+        self.inner.is_in_a_hurry.store(true, Ordering::Relaxed);
     }
 
     fn now(&self) -> Option<crate::model::time::Instant> {

@@ -419,7 +419,7 @@ fn dependents_hold_their_bases() {
     let top = log.state(3).unwrap().snapshot.clone();
     assert_eq!(catalog::chain(&log, &top).unwrap().len(), 3);
     let why = keep::why(&volume, &"m/1".parse().unwrap(), &At(NOW_MS)).unwrap();
-    assert!(why.facts.iter().any(|fact| fact.contains("held, since m/3 need it")), "{why:?}");
+    assert!(why.facts.iter().any(|fact| fact.contains("held, since m/3 needs it")), "{why:?}");
     assert_eq!(expire(&volume, 4, NOW_MS + 29 * 86_400_000).unwrap().expired, 3);
 }
 

@@ -287,6 +287,50 @@ fn a_store_without_conditional_create_is_refused() {
     scene.bk("volume create").arg(&place).run().ok();
 }
 
+#[test]
+fn a_store_that_forgot_conditional_create_is_noticed() {
+    let scene = Scene::new("s3-forgot");
+    scene.proxy.plan(1, usize::MAX, Fault::Unconditional);
+    let ran = scene.snapshot(1).code_is(&[exit::VOLUME]).says("conditional create").says("versions");
+    assert!(scene.proxy.came() > 0);
+    scene.check(&ran, "without conditional create");
+    scene.proxy.pass();
+    scene.snapshot(1).ok();
+}
+
+#[test]
+fn what_may_not_go_at_once_goes_one_by_one() {
+    let scene = Scene::new("s3-bulk");
+    scene.snapshot(0).ok();
+    scene.proxy.plan(1, usize::MAX, Fault::BulkDenied);
+    scene.bk("expire --set c/1 2001-01-01T00:00:00Z").run().ok();
+    scene.bk("expire --yes").run().ok().says("1 snapshots expired");
+    let at_once: Vec<Request> = scene.proxy.seen().into_iter().filter(|request| request.method == "POST").collect();
+    assert!(!at_once.is_empty() && at_once.len() == scene.proxy.came(), "{at_once:?}");
+    let left = crate::support::files_below(&scene.world.volume.join("data/c"));
+    assert_eq!(left.iter().filter(|path| path.ends_with("index-00000.bki")).count(), 1, "{left:?}");
+    Bk::new("verify --data --volume").arg(&scene.world.volume).run().ok();
+}
+
+#[test]
+fn what_is_tidied_after_a_failure_is_soon_given_up() {
+    let scene = Scene::new("s3-hurry");
+    let requests = scene.clean(1);
+    let first =
+        requests.iter().position(|request| request.method == "PUT" && request.target.contains("/tree-")).unwrap();
+    scene.reset();
+    scene.proxy.plan(first + 1, usize::MAX, Fault::Hang);
+    let bk = scene.bk(&format!("snapshot --job c {OPTIONS} --level 1")).small().env("BK_TEST_S3_TIMEOUT_MS", "300");
+    let ran = bk.arg("-C").arg(&scene.world.src).arg(".").run().code_is(&[exit::VOLUME]);
+    let seen = scene.proxy.seen();
+    let asked = |what: &dyn Fn(&Request) -> bool| seen[first..].iter().filter(|request| what(request)).count();
+    // A part was tried till the end; whether it left anything is asked once.
+    let stored = asked(&|request| request.method == "PUT" && request.target.contains("/tree-"));
+    let listed = asked(&|request| request.is_list() && request.target.contains("data%2F"));
+    assert!(stored >= 4 && listed == 1, "{stored} and {listed}: {seen:?}\n{}", ran.show());
+    scene.check(&ran, "a store that hangs");
+}
+
 /// A run of three levels behind a proxy, with the volume as it is before each level kept.
 struct Levels {
     scene: Scene,

@@ -89,6 +89,23 @@ fn a_command_that_fails_leaves_no_snapshot() {
 }
 
 #[test]
+fn streams_are_named_where_nothing_was_asked_for() {
+    let world = World::new("named");
+    fs::write(world.src.join("f"), "in a file").unwrap();
+    world.bk("snapshot --job one --stdin dump.sql").stdin("all of it").run().ok();
+    // The only one needs no name, in whole or in part.
+    world.bk("ls one/1").run().ok().says("stream dump.sql, 9 B").says("bk cat one/1 --stream dump.sql");
+    assert_eq!(world.bk("cat one/1").run().ok().stdout, b"all of it");
+    assert_eq!(world.bk("cat one/1 --range 4:2").run().ok().stdout, b"of");
+    let listed = world.bk("ls --json one/1").run().ok().json().pop().unwrap();
+    assert_eq!(listed["streams"][0]["name"], "dump.sql", "{listed}");
+    // Of a tree there is none.
+    world.bk("snapshot --job tree -C").arg(&world.src).arg(".").run().ok();
+    world.bk("cat tree/1").run().code_is(&[exit::USAGE]).says("name a PATH").says("no streams");
+    assert!(!world.bk("ls tree/1").run().ok().said().contains("stream"));
+}
+
+#[test]
 fn a_command_that_closes_early_is_waited_for() {
     let world = World::new("early");
     // Output ends first, the failure comes after: it still counts.

@@ -279,6 +279,14 @@ impl Run<'_> {
         Error::new(Kind::Lost, what).with_hint("take the snapshot again")
     }
 
+    /// Removes what this run stored, because of `error`: where the volume has failed, only as far as that goes quickly.
+    pub(super) fn remove_after(&self, error: &Error) {
+        if error.kind() == Kind::Volume {
+            self.volume.store.hurry();
+        }
+        self.remove_objects();
+    }
+
     /// Removes what this run stored: it is not recorded, so nothing refers to it. What cannot be removed is an orphan and harmless.
     pub(super) fn remove_objects(&self) {
         let left = self.volume.store.list(&self.dir).unwrap_or_default();

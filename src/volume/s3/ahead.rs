@@ -150,7 +150,7 @@ impl S3Store {
             let read = async {
                 let path = inner.path(&key).ok()?;
                 let mut bytes = vec![0; usize::try_from(range.end - range.start).ok()?];
-                let time = inner.limits.attempt(range.end - range.start);
+                let time = inner.limits().attempt(range.end - range.start);
                 // Once: a reader that gets nothing tries again by itself.
                 let one = tokio::time::timeout(time, inner.fill_once(&path, range, &mut bytes)).await;
                 one.is_ok_and(|read| read.is_ok()).then_some(bytes)

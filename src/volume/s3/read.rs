@@ -13,8 +13,8 @@ use super::{
 
 impl Inner {
     pub(super) async fn len(&self, path: &Path) -> Result<Option<u64>, Failure> {
-        let head = || once(&self.limits, 0, self.client.head(path));
-        match until_done(&self.limits, 0, head).await {
+        let head = || once(self.limits(), 0, self.client.head(path));
+        match until_done(self.limits(), 0, head).await {
             Ok(meta) => Ok(Some(meta.size)),
             Err(failure) if failure.fault == Fault::Missing => Ok(None),
             Err(failure) => Err(failure),
@@ -26,11 +26,11 @@ impl Inner {
         let len = buf.len() as u64;
         let started = Instant::now();
         for tries in 1.. {
-            let time = self.limits.attempt(len);
+            let time = self.limits().attempt(len);
             let one = tokio::time::timeout(time, self.fill_once(path, offset..offset + len, buf));
             match one.await.unwrap_or_else(|_| Err(Failure::timeout(time))) {
                 Err(failure) if failure.fault == Fault::Again => {
-                    pause(&self.limits, (started, len), tries, failure).await?;
+                    pause(self.limits(), (started, len), tries, failure).await?;
                 }
                 ended => return ended,
             }
@@ -63,7 +63,7 @@ impl Inner {
     /// A whole object of at most `len_max` bytes; `None` when it is longer.
     pub(super) async fn whole(&self, path: &Path, len_max: u64) -> Result<Option<Vec<u8>>, Failure> {
         let get = || async {
-            let found = once(&self.limits, 0, self.client.get(path)).await?;
+            let found = once(self.limits(), 0, self.client.get(path)).await?;
             let size = found.meta.size;
             if size > len_max {
                 return Ok(None);
@@ -78,7 +78,7 @@ impl Inner {
                 }
                 Ok(bytes)
             };
-            let time = self.limits.attempt(size);
+            let time = self.limits().attempt(size);
             let bytes = tokio::time::timeout(time, body).await.unwrap_or_else(|_| Err(Failure::timeout(time)))?;
             if bytes.len() as u64 == size {
                 Ok(Some(bytes))
@@ -86,6 +86,6 @@ impl Inner {
                 Err(Failure::broken("fewer bytes came than it has"))
             }
         };
-        until_done(&self.limits, 0, get).await
+        until_done(self.limits(), 0, get).await
     }
 }

@@ -1,7 +1,7 @@
 //! When a request is tried again, how long it may take, and when it has failed for good.
 //!
 //! `object_store` retries nothing here: a create that is repeated behind our back cannot be told from another's.
-//! Waiting has a stated end: [`Limits::total`] after the first try nothing new is begun.
+//! Waiting has a stated end: when [`Limits::total`] and the time of one try are over since the first, nothing new is begun.
 
 use std::{fmt, future::Future, time::Duration};
 
@@ -41,6 +41,11 @@ impl Limits {
                 pause: Duration::from_millis(200),
             },
         }
+    }
+
+    /// For what is only tidied up after a failure: one try, and others while it would have lasted.
+    pub fn in_a_hurry(self) -> Self {
+        Self { attempt: self.attempt.min(Duration::from_secs(10)), total: Duration::ZERO, ..self }
     }
 
     /// How long one try with `len` bytes may take.
@@ -183,7 +188,7 @@ fn refusal(refused: &Refused) -> Failure {
 
 /// One try of `request`, which moves `len` bytes.
 pub(super) async fn once<T>(
-    limits: &Limits,
+    limits: Limits,
     len: u64,
     request: impl Future<Output = object_store::Result<T>>,
 ) -> Result<T, Failure> {
@@ -197,7 +202,7 @@ pub(super) async fn once<T>(
 
 /// Waits before the next try, or gives the failure back when it is too late for one.
 pub(super) async fn pause(
-    limits: &Limits,
+    limits: Limits,
     (started, len): (Instant, u64),
     tries: u32,
     failure: Failure,
@@ -213,7 +218,7 @@ pub(super) async fn pause(
 }
 
 /// Tries until it is done or failed for good. Only for what may be done twice: reads, lists, deletes.
-pub(super) async fn until_done<T, F>(limits: &Limits, len: u64, mut request: impl FnMut() -> F) -> Result<T, Failure>
+pub(super) async fn until_done<T, F>(limits: Limits, len: u64, mut request: impl FnMut() -> F) -> Result<T, Failure>
 where
     F: Future<Output = Result<T, Failure>>,
 {

@@ -40,6 +40,8 @@ pub enum Fault {
     PageCut,
     /// A PUT says 200, and nothing is kept.
     KeptNothing,
+    /// Many objects at once may not be deleted: 403.
+    BulkDenied,
     /// A PUT is passed on as if it had no condition: to a store that knows none.
     Unconditional,
 }
@@ -55,6 +57,7 @@ impl Fault {
                 request.method == "PUT"
             }
             Self::KeysLost | Self::PageCut => request.is_list(),
+            Self::BulkDenied => request.method == "POST",
             Self::Cut => request.method == "GET",
             _ => true,
         }
@@ -259,7 +262,8 @@ fn serve(mut client: TcpStream, upstream: &str, state: &Mutex<State>) -> std::io
         false => client.write_all(head.as_bytes()).and_then(|()| client.write_all(&body[..body.len() / 2])),
     };
     let (mut head_back, mut body_back) = match fault {
-        Some(Fault::Status(status)) => {
+        Some(Fault::Status(_) | Fault::BulkDenied) => {
+            let status = if let Some(Fault::Status(status)) = fault { status } else { 403 };
             let (code, text) = match status {
                 403 => ("AccessDenied", "Access Denied"),
                 429 => ("TooManyRequests", "Slow down"),
