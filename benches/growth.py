@@ -70,7 +70,7 @@ def bytes_(work, args):
         feed = f"while cat dump; do :; done 2>/dev/null | head -c {size}"
         snap = timed(f"({feed}) | {SNAP} --job b --level 0 --stdin d", work, args.runs, FRESH)
         read = timed(f"{BK} cat --volume v b/latest --stream d > /dev/null", work, args.runs)
-        print(f"| {gib:g} GiB | {snap[0]:.2f} s | {snap[0] / gib:.2f} s | {read[0]:.2f} s | {read[0] / gib:.2f} s | {snap[2]:.0f} and {read[2]:.0f} MiB |", flush=True)
+        print(f"| {f'{gib:g} GiB' if gib >= 1 else f'{gib * 1024:g} MiB'} | {snap[0]:.2f} s | {snap[0] / gib:.2f} s | {read[0]:.2f} s | {read[0] / gib:.2f} s | {snap[2]:.0f} and {read[2]:.0f} MiB |", flush=True)
     os.remove(f"{work}/dump")
 
 

@@ -47,7 +47,7 @@ pub fn run(context: &Context<'_>, args: &ExpireArgs) -> Result<Ended> {
         if out.is_json() {
             out.object("snapshot", row)?;
         } else if !(context.global.quiet) {
-            out.line(&line(row, args.dry_run))?;
+            out.line(&line(row, args.dry_run || row.refused))?;
         }
     }
     let mut errors = outcome.errors.drain(..);

@@ -63,6 +63,9 @@ pub struct Row {
     /// What happens to it.
     #[serde(flatten)]
     pub fate: Fate,
+    /// Whether nothing of the job went, as too much would have.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub refused: bool,
 }
 
 /// What expiry came to.
@@ -191,7 +194,8 @@ impl Job<'_> {
         for (&seq, fate) in &plan.fates {
             let expires_at = log.state(seq).and_then(|state| state.expires_at);
             if expires_at.is_some_and(|at| at <= self.now) {
-                self.outcome.rows.push(Row { snapshot: format!("{}/{seq}", self.job), expires_at, fate: fate.clone() });
+                let (snapshot, fate, refused) = (format!("{}/{seq}", self.job), fate.clone(), plan.refused.is_some());
+                self.outcome.rows.push(Row { snapshot, expires_at, fate, refused });
             }
         }
     }

@@ -107,7 +107,8 @@ fn more_than_a_fifth_wants_a_yes() {
     due(&world, 1);
     due(&world, 2);
     for words in ["expire", "expire --dry-run"] {
-        world.bk(words).run().code_is(&[exit::USAGE]).says("2 of 5").says("20 %").says("--yes");
+        let refused = world.bk(words).run().code_is(&[exit::USAGE]).says("2 of 5").says("20 %").says("--yes");
+        assert!(refused.text().contains("would go") && !refused.text().contains("goes"), "{}", refused.show());
     }
     assert_eq!(world.list().len(), 5);
     world.bk("expire --yes").run().ok();
