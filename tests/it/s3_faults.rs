@@ -320,7 +320,7 @@ fn what_is_tidied_after_a_failure_is_soon_given_up() {
         requests.iter().position(|request| request.method == "PUT" && request.target.contains("/tree-")).unwrap();
     scene.reset();
     scene.proxy.plan(first + 1, usize::MAX, Fault::Hang);
-    let bk = scene.bk(&format!("snapshot --job c {OPTIONS} --level 1")).small().env("BK_TEST_S3_TIMEOUT_MS", "300");
+    let bk = scene.bk(&format!("snapshot --job c {OPTIONS} --level 1")).small().env("BK_TEST_S3_TIMEOUT_MS", "1000");
     let ran = bk.arg("-C").arg(&scene.world.src).arg(".").run().code_is(&[exit::VOLUME]);
     let seen = scene.proxy.seen();
     let asked = |what: &dyn Fn(&Request) -> bool| seen[first..].iter().filter(|request| what(request)).count();

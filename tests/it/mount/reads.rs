@@ -161,16 +161,23 @@ fn what_was_asked_once_is_not_asked_again() {
     // The first time, lists tell all: no entry is looked up by itself.
     assert!(mount.count("lookup") <= 2 && mount.count("getattr") <= 5, "{:?}", asked(&["lookup", "getattr"]));
     assert!(mount.count("readdir") < entries, "{} lists of {entries} entries", mount.count("readdir"));
-    let before = asked(&["lookup", "getattr", "readdir", "opendir"]);
-    find();
-    assert_eq!(asked(&["lookup", "getattr", "readdir", "opendir"]), before, "a second find");
+    // Once more asks for nothing; the kernel may forget at any time, but hardly each time.
+    let asks_nothing = |again: &dyn Fn(), of: &[&str]| {
+        let mut seen = vec![asked(of)];
+        let is_quiet = (0..5).any(|_| {
+            again();
+            seen.push(asked(of));
+            seen[seen.len() - 2] == seen[seen.len() - 1]
+        });
+        assert!(is_quiet, "{of:?}, each time more: {seen:?}");
+    };
+    asks_nothing(&find, &["lookup", "getattr", "readdir", "opendir"]);
     let cat =
         || drop(shell_ok(r#"cat "$1" "$2" >/dev/null"#, &[&mount.path("large/prose"), &mount.path("plain/size-1")]));
     cat();
     let before = asked(&["read", "open", "lookup", "getattr"]);
     assert!(before[0] > 0 && before[1] <= 1, "{before:?}");
-    cat();
-    assert_eq!(asked(&["read", "open", "lookup", "getattr"]), before, "a second cat");
+    asks_nothing(&cat, &["read", "open", "lookup", "getattr"]);
     // Each frame was fetched once.
     let tar = || drop(shell_ok(r#"tar -C "$1" -cf - . | cat >/dev/null"#, &[&mount.at]));
     tar();
@@ -225,9 +232,12 @@ fn who_reads_files_in_order_is_given_the_next() {
     // All of it, in order, and again from the kernel's memory.
     (10..300).for_each(read);
     assert!(mount.count("given") > 8);
-    let before = mount.count("read");
-    (0..300).for_each(read);
-    assert_eq!(mount.count("read"), before);
+    let is_quiet = (0..5).any(|_| {
+        let before = mount.count("read");
+        (0..300).for_each(read);
+        mount.count("read") == before
+    });
+    assert!(is_quiet, "read again each time");
     assert_eq!(mount.count("faults"), 0);
     mount.end().ok();
 }
