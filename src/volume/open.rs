@@ -153,21 +153,27 @@ fn create_as(store: Arc<dyn Store>, shown: String, now: Instant, exclusive_write
     }
 }
 
+/// What a directory that is no volume makes one ask.
+const IS_MOUNTED: &str = "is it mounted? ";
+
 /// Opens the volume at `path`.
 fn open_local(path: &Path) -> Result<Volume> {
     let shown = path.display().to_string();
     let store = LocalStore::open(path)
-        .map_err(|e| e.with_hint(format!("is it mounted? `bk volume create {shown}` makes a new one")))?;
-    open_on(Arc::new(store), shown)
+        .map_err(|e| e.with_hint(format!("{IS_MOUNTED}`bk volume create {shown}` makes a new one")))?;
+    open_or(Arc::new(store), shown, IS_MOUNTED)
 }
 
 /// Opens the volume in a store; `shown` is its name in messages.
 pub fn open_on(store: Arc<dyn Store>, shown: String) -> Result<Volume> {
+    open_or(store, shown, "")
+}
+
+/// The same; where there is none, `first` is asked in the hint.
+fn open_or(store: Arc<dyn Store>, shown: String, first: &str) -> Result<Volume> {
     let Some(bytes) = store.find(VOLUME_KEY, VOLUME_FILE_MAX)? else {
-        let is_local = !shown.starts_with("s3://");
-        return Err(Error::new(Kind::Volume, format!("{shown} is not a volume: it has no {VOLUME_KEY}")).with_hint(
-            format!("{}`bk volume create {shown}` makes a new one", if is_local { "is it mounted? " } else { "" }),
-        ));
+        return Err(Error::new(Kind::Volume, format!("{shown} is not a volume: it has no {VOLUME_KEY}"))
+            .with_hint(format!("{first}`bk volume create {shown}` makes a new one")));
     };
     let file = VolumeFile::decode(&bytes).map_err(|e| e.context(format!("{VOLUME_KEY} in {shown}")))?;
     Ok(Volume { store, file, shown })

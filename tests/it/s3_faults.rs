@@ -4,7 +4,7 @@
 use std::fs;
 use std::path::PathBuf;
 
-use crate::support::proxy::{Fault, Proxy, Request};
+use crate::support::proxy::{Fault, Proxy, Request, till_the_commit};
 use crate::support::rng::Rng;
 use crate::support::s3::Server;
 use crate::support::tools::shell_ok;
@@ -163,17 +163,11 @@ fn what_is_read_through_failures_is_right_or_an_error() {
     assert!(came > 50, "only {came} faults came");
 }
 
-/// How many requests a run makes till its record is there and was looked at; what follows gives its lease back.
-fn till_the_commit(requests: &[Request]) -> usize {
-    let is_record = |request: &Request| request.method == "PUT" && request.is_of_the_log();
-    requests.iter().position(is_record).unwrap() + 2
-}
-
 #[test]
 fn what_fails_after_the_commit_changes_nothing() {
     let scene = Scene::new("s3-after");
     let requests = scene.clean(1);
-    let committed = till_the_commit(&requests);
+    let committed = till_the_commit(&requests).unwrap();
     assert!(committed + 2 <= requests.len(), "{requests:?}");
     let mut came = 0;
     for k in 1..=requests.len() - committed {
@@ -197,7 +191,7 @@ fn what_fails_after_the_commit_changes_nothing() {
 fn access_denied_ends_the_run_at_once() {
     let scene = Scene::new("s3-denied");
     let requests = scene.clean(1);
-    for n in 1..=till_the_commit(&requests) {
+    for n in 1..=till_the_commit(&requests).unwrap() {
         let about = format!("denied from request {n} on");
         scene.reset();
         scene.proxy.plan(n, usize::MAX, Fault::Status(403));
@@ -215,7 +209,7 @@ fn access_denied_ends_the_run_at_once() {
 fn a_server_that_stays_down_ends_the_run_in_time() {
     let scene = Scene::new("s3-down");
     let requests = scene.clean(1);
-    for n in (1..=till_the_commit(&requests)).step_by(5) {
+    for n in (1..=till_the_commit(&requests).unwrap()).step_by(5) {
         for fault in [Fault::Status(503), Fault::ResetBefore, Fault::ResetAfter] {
             let about = format!("{fault:?} from request {n} on");
             scene.reset();

@@ -16,7 +16,7 @@ use crate::error::{Error, Kind};
 pub(super) struct Limits {
     /// One try may take this long, and longer by its size.
     pub attempt: Duration,
-    /// No try is begun this long after the first, but for the time its size takes.
+    /// No try is begun when this and the time of one are over since the first.
     pub total: Duration,
     /// The first pause; each further one is twice as long, up to 64 times.
     pub pause: Duration,

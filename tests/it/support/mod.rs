@@ -277,7 +277,8 @@ impl World {
         fs::create_dir(&src).unwrap();
         // Other runs may use the same bucket.
         let prefix = name_of(dir.path());
-        let volume = server.dir.as_ref().map_or_else(PathBuf::new, |files| files.join(&prefix));
+        // Where its objects are no files, nobody finds any here, nor leaves some in the directory the tests run in.
+        let volume = server.dir.as_deref().unwrap_or(&dir.path().join("no-files")).join(&prefix);
         Self { dir, volume, src, server: Some(server) }
     }
 

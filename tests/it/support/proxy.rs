@@ -73,7 +73,7 @@ pub struct Request {
 }
 
 impl Request {
-    pub fn is_of_the_log(&self) -> bool {
+    fn is_of_the_log(&self) -> bool {
         self.target.contains("/log/")
     }
 
@@ -98,19 +98,19 @@ impl State {
     /// Whether the newest of the requests, which is counted from the plan's beginning on, meets the plan's fault.
     fn meets(&mut self) -> Option<Fault> {
         let (k, count, fault) = self.plan?;
-        let number = self.seen.len() - if self.is_after_commit { self.till_the_commit()? } else { 0 };
+        let number = self.seen.len() - if self.is_after_commit { till_the_commit(&self.seen)? } else { 0 };
         let is_its_turn = number == k || number > k && (count > 1 || self.is_any);
         let comes = is_its_turn && self.came < count && fault.fits(self.seen.last()?);
         self.came += usize::from(comes);
         comes.then_some(fault)
     }
+}
 
-    /// How many requests there were till the record was there and was looked at, however often each was tried.
-    fn till_the_commit(&self) -> Option<usize> {
-        let record = self.seen.iter().position(|request| request.method == "PUT" && request.is_of_the_log())?;
-        let others = self.seen[record..].iter().position(|request| !request.is_of_the_log())?;
-        Some(record + others)
-    }
+/// How many requests there were till the record was there and was looked at, however often each was tried.
+pub fn till_the_commit(requests: &[Request]) -> Option<usize> {
+    let record = requests.iter().position(|request| request.method == "PUT" && request.is_of_the_log())?;
+    let others = requests[record..].iter().position(|request| !request.is_of_the_log())?;
+    Some(record + others)
 }
 
 /// Runs as long as it lives.
