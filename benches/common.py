@@ -73,3 +73,31 @@ pg_dump
     finally:
         shutil.rmtree(cluster)
     return True
+
+
+class Server:
+    """The S3 server of the tests (s3s-fs), in a process of its own: `env` is what bk needs to find it, its bucket is bk-test below `root`."""
+
+    def __init__(self, root, delay_ms, binary=None):
+        found = [path for path in glob.glob(f"{TARGET}/release/deps/s3_server-*") if not path.endswith(".d")]
+        binary = binary or max(found, key=os.path.getmtime, default=None) or sys.exit("no server: cargo bench --bench s3_server --no-run")
+        os.makedirs(f"{root}/bk-test", exist_ok=True)
+        self.process = subprocess.Popen([binary, root, str(delay_ms)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.env = dict(os.environ)
+        for line in self.process.stdout:
+            if line == "\n":
+                break
+            name, value = line.rstrip("\n").split("=", 1)
+            self.env[name] = value
+
+    def cpu(self):
+        """Processor seconds so far."""
+        fields = open(f"/proc/{self.process.pid}/stat").read().rsplit(")", 1)[1].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.process.stdin.close()
+        self.process.wait()

@@ -3,25 +3,18 @@
 
     benches/mount.py [--runs N] [--only NAME,…] [--kernel TARBALL] [--work DIR]
 
-Needs root, a release build (cargo build --release) and Debian's fuse3, squashfs-tools, fio and linux-source-6.1. Works below /tmp, with
+Needs root, a release build (cargo build --release; for stat and s3 also cargo bench --bench s3_server --no-run) and Debian's fuse3, squashfs-tools, fio and linux-source-6.1. Works below /tmp, with
 about 6 GB. "Cold" is a file system that was just mounted; the volume and the image are in the page cache. Parts: ready find tar stream random stat s3.
 """
 
-import argparse, http.server, json, os, re, shutil, socketserver, statistics, subprocess, sys, threading, time, urllib.parse
-from xml.sax.saxutils import escape
+import argparse, json, os, re, shutil, signal, subprocess, sys, time
 
-ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-BK = os.path.join(os.environ.get("CARGO_TARGET_DIR", os.path.join(ROOT, "target")), "release", "bk")
-median = statistics.median
+from common import BK, KERNEL, Server, made_dump, median, sh
 
 
-def sh(command, **more):
-    return subprocess.run(["bash", "-o", "pipefail", "-c", command], check=True, **more)
-
-
-def timed(command):
+def timed(command, env=None):
     start = time.monotonic()
-    sh(command, stdout=subprocess.DEVNULL)
+    sh(command, stdout=subprocess.DEVNULL, env=env)
     return time.monotonic() - start
 
 
@@ -66,80 +59,6 @@ class Squash:
 def row(name, ours, peer, target, ratios=None):
     ratio = f"{median(ratios):.2f} ({min(ratios):.2f}–{max(ratios):.2f})" if ratios else ""
     print(f"| {name} | {ours} | {peer} | {ratio} | {target} |", flush=True)
-
-
-class Slow(http.server.BaseHTTPRequestHandler):
-    """Just enough of S3 to read a volume's directory: each request takes `delay` seconds longer."""
-
-    protocol_version = "HTTP/1.1"
-    disable_nagle_algorithm = True
-    root, delay = "", 0.0
-
-    def log_message(self, *_):
-        pass
-
-    def answer(self, code, body=b"", **headers):
-        self.send_response(code)
-        for name, value in headers.items():
-            self.send_header(name.replace("_", "-"), value)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(body)
-
-    def do_HEAD(self):
-        self.do_GET()
-
-    def do_GET(self):
-        time.sleep(self.delay)
-        url = urllib.parse.urlsplit(self.path)
-        query = dict(urllib.parse.parse_qsl(url.query, keep_blank_values=True))
-        if "list-type" in query:
-            return self.list(query)
-        path = os.path.join(self.root, urllib.parse.unquote(url.path).split("/", 3)[3])
-        if not os.path.isfile(path):
-            return self.answer(404, b"<Error><Code>NoSuchKey</Code></Error>")
-        size = os.path.getsize(path)
-        dates = {"ETag": '"1"', "Last_Modified": "Wed, 01 Jan 2025 00:00:00 GMT"}
-        if self.command == "HEAD":
-            self.send_response(200)
-            for name, value in dates.items():
-                self.send_header(name.replace("_", "-"), value)
-            self.send_header("Content-Length", str(size))
-            return self.end_headers()
-        with open(path, "rb") as file:
-            asked = re.match(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
-            if not asked:
-                return self.answer(200, file.read(), **dates)
-            start, end = int(asked[1]), min(int(asked[2] or size - 1), size - 1)
-            file.seek(start)
-            self.answer(206, file.read(end - start + 1), Content_Range=f"bytes {start}-{end}/{size}", **dates)
-
-    def list(self, query):
-        prefix, keys = query.get("prefix", ""), []
-        below = prefix.split("/", 1)[1] if "/" in prefix else ""
-        for folder, _, names in os.walk(os.path.join(self.root, os.path.dirname(below))):
-            keys += [os.path.relpath(os.path.join(folder, name), self.root) for name in names]
-        keys = sorted(key for key in keys if key.startswith(below))
-        items = "".join(
-            f"<Contents><Key>{escape('v/' + key)}</Key><LastModified>2025-01-01T00:00:00.000Z</LastModified><ETag>1</ETag>"
-            f"<Size>{os.path.getsize(os.path.join(self.root, key))}</Size></Contents>" for key in keys)
-        body = f"<ListBucketResult><IsTruncated>false</IsTruncated><KeyCount>{len(keys)}</KeyCount>{items}</ListBucketResult>"
-        self.answer(200, body.encode(), Content_Type="application/xml")
-
-
-class Server(socketserver.ThreadingMixIn, http.server.HTTPServer):
-    daemon_threads = True
-    request_queue_size = 256
-
-
-def serve(volume, delay):
-    handler = type("Handler", (Slow,), {"root": volume, "delay": delay})
-    server = Server(("127.0.0.1", 0), handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    env = dict(os.environ, AWS_ENDPOINT_URL=f"http://127.0.0.1:{server.server_port}", AWS_ACCESS_KEY_ID="x",
-               AWS_SECRET_ACCESS_KEY="x", AWS_REGION="us-east-1")
-    return server, ["--volume", "s3://bucket/v", "--path-style", "--no-cache"], env
 
 
 def ready(work, runs):
@@ -199,12 +118,17 @@ def tar(work, runs):
 
 def dump(work):
     if not os.path.isdir(f"{work}/dump-v"):
-        sys.path.insert(0, os.path.join(ROOT, "benches"))
-        import peers
-        peers.dump(f"{work}/dump.sql", 2 << 30)
+        made_dump(f"{work}/dump.sql", 2 << 30)
         sh(f"{BK} volume create {work}/dump-v >/dev/null")
         sh(f"{BK} snapshot --quiet --volume {work}/dump-v --job dump --stdin dump.sql < {work}/dump.sql")
         os.unlink(f"{work}/dump.sql")
+
+
+def far(work, delay_ms):
+    """The same volume in a bucket: the server that has it, and how bk is told to read it."""
+    os.makedirs(f"{work}/s3/bk-test", exist_ok=True)
+    os.path.exists(f"{work}/s3/bk-test/v") or shutil.copytree(f"{work}/dump-v", f"{work}/s3/bk-test/v")
+    return Server(f"{work}/s3", delay_ms), ["--volume", "s3://bk-test/v", "--no-cache"]
 
 
 def source(work, tarball):
@@ -221,9 +145,7 @@ def stream(work, runs, name="stream of 2 GiB, `cat`", args=None, env=None):
     for _ in range(runs):
         line = f"{BK} cat {words} dump/1 --stream dump.sql"
         for end, times in [(">/dev/null", peer), ("| cat >/dev/null", piped)]:
-            start = time.monotonic()
-            sh(f"{line} {end}", env=env)
-            times.append(time.monotonic() - start)
+            times.append(timed(f"{line} {end}", env))
         with Mount([*args, "dump/1"], f"{work}/m", env) as m:
             ours.append(timed(f"cat {m.at}/dump.sql"))
         # Of speeds, as the promise is.
@@ -249,12 +171,12 @@ def rand(work, runs):
 
 
 def stat(work, runs):
-    server, args, env = serve(f"{work}/dump-v", 0.0)
+    server, args = far(work, 0)
     times = []
-    with Mount([*args, "dump/1"], f"{work}/m", env) as m:
+    with server, Mount([*args, "dump/1"], f"{work}/m", server.env) as m:
         os.stat(f"{m.at}/dump.sql")
-        # From now on every request of the volume takes five seconds; 32 readers ask for frames nobody has.
-        server.RequestHandlerClass.delay = 5.0
+        # From now on no request of the volume is answered; 32 readers ask for frames nobody has.
+        server.process.send_signal(signal.SIGSTOP)
         readers = [subprocess.Popen(["dd", f"if={m.at}/dump.sql", "of=/dev/null", "bs=4096", "count=1", "iflag=direct", f"skip={n * 10000}"],
                                     stderr=subprocess.DEVNULL) for n in range(32)]
         time.sleep(1)
@@ -267,23 +189,22 @@ def stat(work, runs):
                 pass
             times.append(time.monotonic() - start)
         waiting = sum(reader.poll() is None for reader in readers)
-        server.RequestHandlerClass.delay = 0.0
+        server.process.send_signal(signal.SIGCONT)
         [reader.wait() for reader in readers]
-    server.shutdown()
     row(f"`stat` while {waiting} slow reads wait, 99 % below", f"{sorted(times)[len(times) * 99 // 100] * 1000:.2f} ms", "", "5 ms")
 
 
 def s3(work, runs):
-    server, args, env = serve(f"{work}/dump-v", 0.02)
-    stream(work, runs, "the same over S3 with 20 ms a request", args, env)
-    server.shutdown()
+    server, args = far(work, 20)
+    with server:
+        stream(work, runs, "the same over S3 with 20 ms a request", args, server.env)
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--only", default="ready,find,tar,stream,random,stat,s3")
-    parser.add_argument("--kernel", default="/usr/src/linux-source-6.1.tar.xz")
+    parser.add_argument("--kernel", default=KERNEL)
     parser.add_argument("--work", default="/tmp/bk-mount-bench")
     args = parser.parse_args()
     only = args.only.split(",")

@@ -7,40 +7,14 @@ The server is the one of the tests (s3s-fs), in a process of its own on the same
 builds it. It works on tmpfs, with and without 20 ms added to each request. Its own processor time is shown beside the ratios.
 """
 
-import argparse, glob, os, shutil, statistics, subprocess, sys, tempfile, time
+import argparse, os, shutil, subprocess, tempfile, time
 
-ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-TARGET = os.environ.get("CARGO_TARGET_DIR", os.path.join(ROOT, "target"))
-
-
-def newest(pattern):
-    found = [path for path in glob.glob(pattern) if not path.endswith(".d")]
-    return max(found, key=os.path.getmtime) if found else None
-
-
-class Server:
-    def __init__(self, binary, root, delay):
-        os.makedirs(root)
-        self.process = subprocess.Popen([binary, root, str(delay)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        self.env = {}
-        for line in self.process.stdout:
-            if line == "\n":
-                break
-            name, value = line.rstrip("\n").split("=", 1)
-            self.env[name] = value
-
-    def cpu(self):
-        fields = open(f"/proc/{self.process.pid}/stat").read().rsplit(")", 1)[1].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-    def stop(self):
-        self.process.stdin.close()
-        self.process.wait()
+from common import BK, KERNEL, Server, median
 
 
 def bk(binary, volume, env, *words):
     start = time.monotonic()
-    subprocess.run([binary, *words, "--quiet"], env={**os.environ, **env, "BK_VOLUME": volume}, check=True, stdout=subprocess.DEVNULL)
+    subprocess.run([binary, *words, "--quiet"], env={**env, "BK_VOLUME": volume}, check=True, stdout=subprocess.DEVNULL)
     return time.monotonic() - start
 
 
@@ -48,13 +22,11 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--tree")
-    parser.add_argument("--kernel", default="/usr/src/linux-source-6.1.tar.xz")
+    parser.add_argument("--kernel", default=KERNEL)
     parser.add_argument("--work", default="/dev/shm")
-    parser.add_argument("--bk", default=f"{TARGET}/release/bk")
-    parser.add_argument("--server", default=newest(f"{TARGET}/release/deps/s3_server-*"))
+    parser.add_argument("--bk", default=BK)
+    parser.add_argument("--server")
     args = parser.parse_args()
-    if not args.server:
-        sys.exit("no server: cargo bench --bench s3_server --no-run")
     work = tempfile.mkdtemp(prefix="bk-s3-", dir=args.work)
     try:
         tree = args.tree
@@ -72,15 +44,13 @@ def main():
 
 
 def measure(args, work, tree, delay):
-    server = Server(args.server, f"{work}/s3-{delay}", delay)
-    try:
-        os.makedirs(f"{work}/s3-{delay}/bk-test", exist_ok=True)
+    with Server(f"{work}/s3-{delay}", delay, args.server) as server:
         rows = {"snapshot": [], "restore": []}
         for n in range(args.runs + 1):
             taken = {}
             for kind in ("dir", "s3") if n % 2 else ("s3", "dir"):
                 volume = f"{work}/volume" if kind == "dir" else f"s3://bk-test/v{n}"
-                env = {} if kind == "dir" else {**server.env, "XDG_CACHE_HOME": f"{work}/cache"}
+                env = {**server.env, "XDG_CACHE_HOME": f"{work}/cache"}
                 bk(args.bk, volume, env, "volume", "create", volume)
                 before = server.cpu()
                 taken["snapshot", kind] = bk(args.bk, volume, env, "snapshot", "--job", "k", "-C", tree, ".")
@@ -94,14 +64,11 @@ def measure(args, work, tree, delay):
                     found.append((taken[what, "dir"], taken[what, "s3"], taken[what, "s3", "cpu"]))
         for what, found in rows.items():
             ratios = [a / b for a, b, _ in found]
-            median = statistics.median
             print(
                 f"| {what}, {delay} ms | {median(r[0] for r in found):.2f} s | {median(r[1] for r in found):.2f} s | "
                 f"{median(ratios):.2f} ({min(ratios):.2f}–{max(ratios):.2f}) | {median(r[2] for r in found):.2f} s |",
                 flush=True,
             )
-    finally:
-        server.stop()
 
 
 if __name__ == "__main__":
