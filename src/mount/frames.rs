@@ -125,6 +125,9 @@ impl Spare {
 /// workers, and each might have a frame.
 const FLYING_LEN: std::ops::RangeInclusive<u64> = 8 << 20..=32 << 20;
 
+/// Of frames to be fetched ahead so many stored bytes at most are told to the store, which then joins their requests.
+const TOLD_LEN: std::ops::RangeInclusive<u64> = 1 << 20..=8 << 20;
+
 /// What of the memory for frames is left for those on their way and for spare buffers.
 fn reserved(cache_len: u64, threads: usize) -> u64 {
     (cache_len / 4).min((Spare::len_max(threads) + threads * FRAME_LEN) as u64)
@@ -144,6 +147,8 @@ struct Shared {
     ahead_max: usize,
     /// Bytes that may be queued to be fetched ahead.
     ahead_len_max: u64,
+    /// Stored bytes the store may be told of before they are read.
+    told_len_max: u64,
     /// Bytes of frames that may be fetched at one time.
     flying_len_max: u64,
     counts: Arc<Counts>,
@@ -157,6 +162,7 @@ struct Flights {
     ahead: VecDeque<Stored>,
     ahead_len: u64,
     ahead_running: usize,
+    told_len: u64,
     /// Bytes, stored and plain, of what workers are at.
     flying_len: u64,
     is_over: bool,
@@ -184,6 +190,8 @@ impl Flights {
 struct Flight {
     waiters: Vec<Waiter>,
     is_begun: bool,
+    /// Stored bytes of it the store was told of.
+    told_len: u64,
 }
 
 fn key_of(stored: &Stored) -> Key {
@@ -216,6 +224,7 @@ impl Frames {
             news: Condvar::new(),
             ahead_max: (threads - threads / 4).max(1),
             ahead_len_max: cache_len / 4,
+            told_len_max: (cache_len / 32).clamp(*TOLD_LEN.start(), *TOLD_LEN.end()),
             flying_len_max: (cache_len / 8).clamp(*FLYING_LEN.start(), *FLYING_LEN.end()),
             counts,
             monitor,
@@ -257,12 +266,21 @@ impl Frames {
         if self.shared.cache.peek(&key).is_some() {
             return;
         }
+        let (index, stored_len) = (stored.opened.chain.run(stored.run), u64::from(stored.frame.stored_len));
+        let place = if index.store().ahead_len() > 0 { index.place(&stored.frame).ok() } else { None };
         let mut flights = self.shared.flights();
         let len = u64::from(stored.frame.len);
         if flights.flying.contains_key(&key) || flights.ahead_len + len > self.shared.ahead_len_max {
             return;
         }
-        flights.flying.insert(key, Flight::default());
+        let mut flight = Flight::default();
+        // Before a worker may begin with it, or its bytes would be fetched twice.
+        if let Some((key, range)) = place.filter(|_| flights.told_len + stored_len <= self.shared.told_len_max) {
+            index.store().expect(&key, range);
+            flight.told_len = stored_len;
+        }
+        flights.told_len += flight.told_len;
+        flights.flying.insert(key, flight);
         flights.ahead_len += len;
         flights.ahead.push_back(stored.clone());
         drop(flights);
@@ -372,7 +390,8 @@ impl Shared {
         if let Some(plain) = &plain {
             self.cache.insert(key, Arc::clone(plain));
         }
-        let waiters = flights.flying.remove(&key).map(|flight| flight.waiters).unwrap_or_default();
+        let flight = flights.flying.remove(&key).unwrap_or_default();
+        flights.told_len -= flight.told_len;
         if is_ahead {
             flights.ahead_running -= 1;
             flights.ahead_len -= u64::from(stored.frame.len);
@@ -380,6 +399,6 @@ impl Shared {
         }
         drop(flights);
         self.news.notify_one();
-        waiters.into_iter().for_each(|waiter| waiter(plain.clone()));
+        flight.waiters.into_iter().for_each(|waiter| waiter(plain.clone()));
     }
 }

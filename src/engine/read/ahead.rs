@@ -58,10 +58,9 @@ impl<'a, T: Reads> Told<'a, T> {
         if self.ahead_len > 0
             && let Some((run, frame)) = next.frame()
             && let Some(index) = self.runs.get(run)
-            && let Ok(key) = index.part(u64::from(frame.part)).and_then(|part| index.part_key(&part))
+            && let Ok((key, range)) = index.place(&frame)
         {
-            let end = frame.stored_offset.saturating_add(u64::from(frame.stored_len));
-            index.store().expect(&key, frame.stored_offset..end);
+            index.store().expect(&key, range);
             self.stored_len += u64::from(frame.stored_len);
         }
         self.weight += next.weight();

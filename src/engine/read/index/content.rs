@@ -1,5 +1,7 @@
 //! Where contents lie: extents, places, frames and parts.
 
+use std::ops::Range;
+
 use super::{
     Frames, IndexReader, Row,
     block::{Block, block_with},
@@ -158,5 +160,11 @@ impl IndexReader {
             }
         };
         Ok(format!("{}{}", self.dir, part_name(name, part.number, self.codec)))
+    }
+
+    /// Where a frame is stored: its part's key, and the range of bytes in it.
+    pub fn place(&self, frame: &Frame) -> Result<(String, Range<u64>)> {
+        let key = self.part_key(&self.part(u64::from(frame.part))?)?;
+        Ok((key, frame.stored_offset..frame.stored_offset.saturating_add(u64::from(frame.stored_len))))
     }
 }
