@@ -20,9 +20,11 @@ const BLOCK_LEN: usize = 128 << 10;
 /// Samples looked at before a frame is compressed; see [`looks_incompressible`].
 const SAMPLE_LEN: usize = 4 << 10;
 
-/// Level 3's long hash table, one step larger than zstd's own 17: frames start without history and so lose a little; this
-/// wins back a third of it (1.0083 to 1.0056 of one long stream on a kernel tree) for 1 % of time.
-const LEVEL_3_HASH_LOG: u32 = 18;
+/// Level 3's window, as long as a usual frame: zstd's own is half of it. What that wins (0.5 % of a kernel tree) pays for what frames lose that start
+/// without history, and for a short hash table of half the size, with which all tables stay in a processor's second cache.
+const LEVEL_3_WINDOW_LOG: u32 = 22;
+/// Its table of short matches.
+const LEVEL_3_CHAIN_LOG: u32 = 15;
 
 /// How frames are compressed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -103,27 +105,49 @@ pub struct Encoder {
 /// the dump of a database. A short piece of a frame is tried both ways now and then.
 struct Light {
     zstd: CCtx<'static>,
-    wins: bool,
+    tried: Tried,
     /// Frames until the next trial.
     wait: u32,
     out: Vec<u8>,
+}
+
+/// What pieces came to, each trial counting half as much as the one after it: what is as good either way would go to and fro by single
+/// trials, and with it a run's time, tenfold at high levels.
+#[derive(Clone, Copy, Debug, Default)]
+struct Tried {
+    plain: usize,
+    quick: usize,
+    asked: usize,
+}
+
+impl Tried {
+    fn add(&mut self, plain: usize, quick: usize, asked: usize) {
+        let add = |sum: &mut usize, len: usize| *sum = *sum / 2 + len;
+        add(&mut self.plain, plain);
+        add(&mut self.quick, quick);
+        add(&mut self.asked, asked);
+    }
+
+    fn is_for_quick(self) -> bool {
+        self.plain > 0 && self.quick * 100 <= self.asked * LIGHT_PERCENT_MAX + self.plain / 5
+    }
 }
 
 /// Frames between two trials.
 const TRIAL_PERIOD: u32 = 16;
 /// How much of a frame is tried, bytes.
 const TRIAL_LEN: usize = 256 << 10;
-/// The quick search is taken when the piece comes to at most this much of the other one's, percent. A longer window favours the other: at 98, whole
-/// frames of a dump come out 0.8 % longer in two thirds of the time, and none of a source tree is taken.
+/// The quick search is taken when pieces come to at most this much of the other one's, percent, and two in a thousand of their plain bytes: what
+/// shrinks a hundredfold need not shrink a hundred and twentyfold. A longer window favours the other: at 98, whole frames of a dump come out 0.8 % longer
+/// in two thirds of the time, and none of a source tree is taken.
 const LIGHT_PERCENT_MAX: usize = 98;
 
 fn compressor(level: i32) -> Result<CCtx<'static>> {
     let mut ctx = CCtx::create();
-    for parameter in [CParameter::CompressionLevel(level), CParameter::ChecksumFlag(true)] {
+    let usual = [CParameter::CompressionLevel(level), CParameter::ChecksumFlag(true)];
+    let own = [CParameter::WindowLog(LEVEL_3_WINDOW_LOG), CParameter::ChainLog(LEVEL_3_CHAIN_LOG)];
+    for parameter in usual.into_iter().chain(own.into_iter().filter(|_| level == 3)) {
         ctx.set_parameter(parameter).map_err(zstd_error)?;
-    }
-    if level == 3 {
-        ctx.set_parameter(CParameter::HashLog(LEVEL_3_HASH_LOG)).map_err(zstd_error)?;
     }
     Ok(ctx)
 }
@@ -133,7 +157,7 @@ impl Light {
     fn takes(&mut self, asked: &mut CCtx<'static>, plain: &[u8]) -> Result<bool> {
         if self.wait > 0 || plain.len() < TRIAL_LEN {
             self.wait = self.wait.saturating_sub(1);
-            return Ok(self.wins);
+            return Ok(self.tried.is_for_quick());
         }
         self.wait = TRIAL_PERIOD;
         // From the middle: a frame may begin with a header.
@@ -144,8 +168,9 @@ impl Light {
             self.out.reserve(zstd_safe::compress_bound(piece.len()));
             ctx.compress2(&mut self.out, piece).map_err(zstd_error)
         };
-        self.wins = len(&mut self.zstd)? * 100 <= len(asked)? * LIGHT_PERCENT_MAX;
-        Ok(self.wins)
+        let (quick, asked) = (len(&mut self.zstd)?, len(asked)?);
+        self.tried.add(piece.len(), quick, asked);
+        Ok(self.tried.is_for_quick())
     }
 }
 
@@ -154,7 +179,7 @@ impl Encoder {
     pub fn new(codec: Codec) -> Result<Self> {
         let (zstd, light) = match codec {
             Codec::Zstd(level @ 2..) => {
-                let light = Light { zstd: compressor(1)?, wins: false, wait: 0, out: Vec::new() };
+                let light = Light { zstd: compressor(1)?, tried: Tried::default(), wait: 0, out: Vec::new() };
                 (Some(compressor(level)?), Some(light))
             }
             Codec::Zstd(level) => (Some(compressor(level)?), None),
@@ -334,11 +359,30 @@ mod tests {
             let (mut stored, mut out) = (Vec::new(), Vec::new());
             for _ in 0..3 {
                 encoder.encode(&plain, &mut stored).unwrap();
-                assert_eq!(encoder.light.as_ref().unwrap().wins, wins);
+                assert_eq!(encoder.light.as_ref().unwrap().tried.is_for_quick(), wins);
                 Decoder::new().unwrap().decode(Codec::Zstd(3), &stored, plain.len(), &mut out).unwrap();
                 assert!(out == plain);
             }
         }
+    }
+
+    #[test]
+    fn single_trials_do_not_turn_the_search() {
+        // Pieces of 256 KiB of a dump as level 19 and level 1 left them.
+        let pieces = [(2341, 2814), (2610, 2678), (2322, 2794), (2631, 2568)];
+        let mut tried = Tried::default();
+        assert!(!tried.is_for_quick());
+        tried.add(TRIAL_LEN, 2598, 2873);
+        for (asked, quick) in pieces {
+            tried.add(TRIAL_LEN, quick, asked);
+            assert!(tried.is_for_quick(), "{tried:?}");
+        }
+        // Other data turns it at once, or after one more.
+        tried.add(TRIAL_LEN, 60_000, 55_000);
+        assert!(!tried.is_for_quick());
+        let mut level = Tried::default();
+        level.add(TRIAL_LEN, 50_600, 50_000);
+        assert!(!level.is_for_quick(), "a source tree");
     }
 
     #[test]
