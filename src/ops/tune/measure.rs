@@ -64,6 +64,7 @@ impl Trial {
             read: a_byte((profile.seconds_of(Stage::Read) - waited) * share),
             tar: a_byte(profile.seconds_of(Stage::Tar) * share),
             hash: a_byte(profile.seconds_of(Stage::Hash) * share),
+            compress: a_byte(profile.seconds_of(Stage::Compress) * share),
             waited: a_byte(waited),
         }
     }
@@ -80,6 +81,8 @@ pub struct Cost {
     pub tar: f64,
     /// Hashing.
     pub hash: f64,
+    /// Compressing.
+    pub compress: f64,
     /// Not on a processor: waiting for the source.
     pub waited: f64,
 }

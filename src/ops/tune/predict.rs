@@ -3,7 +3,7 @@
 use serde::Serialize;
 
 use super::{
-    measure::{Trial, WriteRate},
+    measure::{Cost, Trial, WriteRate},
     sample::Totals,
 };
 use crate::{
@@ -11,13 +11,15 @@ use crate::{
     format::codec::Codec,
 };
 
-/// How stored bytes are told from one trial's by another of the same steps: a few steps are not quite like all of them.
+/// How a trial's stored bytes and time are told from another's of the same steps: a few steps are not quite like all of them.
 #[derive(Clone, Copy, Debug)]
 pub struct Likeness {
     /// Stored bytes a plain byte of the reference on all steps.
     pub of_all: f64,
     /// The same on the steps of the trial.
     pub of_these: f64,
+    /// What the reference takes to compress a byte of all steps, by what it takes on those of the trial.
+    pub pace: f64,
 }
 
 impl Likeness {
@@ -29,6 +31,14 @@ impl Likeness {
             return these;
         }
         self.of_all.powf(these.ln() / self.of_these.ln())
+    }
+
+    /// What `cost` comes to on all steps. Only a codec of the reference's kind is slow where that is.
+    fn work(self, cost: &Cost, codec: Codec) -> f64 {
+        match codec {
+            Codec::Zstd(_) => cost.work + cost.compress * (self.pace - 1.0),
+            Codec::Bzip2(_) | Codec::None => cost.work,
+        }
     }
 }
 
@@ -99,12 +109,13 @@ pub fn predict(trial: &Trial, like: Likeness, facts: &Facts) -> Choice {
     let stored_a_byte = like.of(a_byte(trial.stored_bytes as f64));
     let stored = stored_a_byte * plain;
     let (cost, threads) = (trial.cost(), trial.settings.threads as f64);
+    let work = like.work(&cost, trial.settings.codec);
     let waits = (facts.read_a_byte - cost.read).max(0.0);
     // Who waits for the source does nothing else meanwhile.
-    let workers = (cost.work + waits) * plain / threads.min(facts.processors);
+    let workers = (work + waits) * plain / threads.min(facts.processors);
     // The writer is a thread of its own, and takes a processor's time like the others.
     let writing = facts.write_rate.map_or(0.0, |rate| rate.work_a_byte);
-    let processors = (cost.work * plain + writing * stored) / facts.processors.min(threads + 1.0);
+    let processors = (work * plain + writing * stored) / facts.processors.min(threads + 1.0);
     let workers = workers.max(processors);
     let reader = (cost.read + waits + cost.tar) * plain;
     let volume = facts.write_rate.map_or(0.0, |rate| stored / rate.bytes_per_second.max(1.0));
@@ -113,7 +124,7 @@ pub fn predict(trial: &Trial, like: Likeness, facts: &Facts) -> Choice {
         STAGES[1..5].iter().max_by(|a, b| trial.profile.seconds_of(**a).total_cmp(&trial.profile.seconds_of(**b)));
     let bottleneck = if volume >= workers.max(reader) {
         Stage::Write
-    } else if reader >= workers || (cost.read + waits) * 2.0 > cost.work + waits {
+    } else if reader >= workers || (cost.read + waits) * 2.0 > work + waits {
         Stage::Read
     } else {
         *largest.unwrap_or(&Stage::Compress)
@@ -173,7 +184,7 @@ mod tests {
 
     #[test]
     fn a_few_steps_are_held_against_all() {
-        let like = |of_all, of_these| Likeness { of_all, of_these };
+        let like = |of_all, of_these| Likeness { of_all, of_these, pace: 1.0 };
         // What stores all as it is does so on any steps.
         is_near(like(0.6, 0.5).of(1.0), 1.0);
         is_near(like(0.6, 0.5).of(0.5), 0.6);
@@ -199,7 +210,7 @@ mod tests {
     fn seconds(trial: &Trial, write_rate: Option<WriteRate>, processors: f64) -> f64 {
         let totals = Totals { entries: 1, files: 1, content_bytes: 2 * GB, plain_bytes: 2 * GB, is_all: true };
         let facts = Facts { totals, read_a_byte: trial.cost().read + trial.cost().waited, write_rate, processors };
-        predict(trial, Likeness { of_all: 1.0, of_these: 1.0 }, &facts).seconds
+        predict(trial, Likeness { of_all: 1.0, of_these: 1.0, pace: 1.0 }, &facts).seconds
     }
 
     fn is_near(a: f64, b: f64) {
@@ -221,6 +232,15 @@ mod tests {
         // 3 s of waiting for each gigabyte: the reader is what takes longest.
         is_near(seconds(&trial(3.2, 1.8, 0.0), None, 2.0), 6.4);
         is_near(trial(3.2, 1.8, 0.0).cost().waited * 1e9, 3.0);
+    }
+
+    #[test]
+    fn steps_that_are_slow_to_compress_are_held_against_all() {
+        let trial = trial(0.2, 1.8, 0.0);
+        let like = Likeness { of_all: 1.0, of_these: 1.0, pace: 0.5 };
+        let work = |codec| like.work(&trial.cost(), codec) * 1e9;
+        is_near(work(Codec::Zstd(5)), 0.2 + 0.9);
+        is_near(work(Codec::None), 2.0);
     }
 
     #[test]

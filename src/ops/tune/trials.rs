@@ -254,10 +254,14 @@ impl<'a> Trials<'a> {
     /// What all of it says.
     pub fn outcome(self, totals: Totals, write_rate: Option<WriteRate>) -> Result<Outcome> {
         let facts = Facts { totals, read_a_byte: self.read_a_byte, write_rate, processors: processors() };
-        let of_all = size_of(&self.references[0]);
+        // The one that was measured often, where it is there: what the machine did at one moment says less.
+        let all = self.middles().into_iter().find(|trial| is_same(&trial.settings, &self.references[0].settings));
+        let all = all.unwrap_or(&self.references[0]);
         let like = |trial: &Trial| {
-            let these = self.references.iter().find(|reference| reference.count == trial.count);
-            Likeness { of_all, of_these: these.map_or(of_all, size_of) }
+            let same = |reference: &&Trial| reference.count == trial.count && reference.count != all.count;
+            let these = self.references.iter().find(same).unwrap_or(all);
+            let pace = all.cost().compress / these.cost().compress.max(1e-15);
+            Likeness { of_all: size_of(all), of_these: size_of(these), pace }
         };
         let mut choices: Vec<Choice> =
             self.middles().iter().map(|trial| predict::predict(trial, like(trial), &facts)).collect();
