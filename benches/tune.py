@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """What `bk tune` predicts beside what whole runs take, of three kinds of data.
 
-    benches/tune.py [--only KIND,…] [--time 30s] [--runs N] [--seconds-max S] [--work DIR]
+    benches/tune.py [--only KIND,…] [--time 60s] [--runs N] [--seconds-max S] [--work DIR]
 
 Kinds: kernel (Debian's linux-source-6.1), dump (pg_dump of pgbench, about 580 MB, by standard input), media (what compressed files this machine has
 below /usr, then noise, 600 MB). Works on tmpfs. Of each kind all that `bk tune` measured with the usual frames is run, in turn, as often as --runs
@@ -10,7 +10,7 @@ says, as long as it is predicted to take less than --seconds-max; the table has 
 
 import argparse, json, os, shutil, subprocess, sys
 
-from common import BK, kernel, median, real_dump, run, sh
+from common import BK, kernel, median, real_dump, run, sh, warm
 
 # Put before what is measured, such as "chrt -r 1" on a machine with other work.
 PREFIX = os.environ.get("BK_BENCH_PREFIX", "") + " "
@@ -50,6 +50,7 @@ def options(choice):
 def whole(work, what, choice):
     """Wall seconds and stored bytes of a snapshot with these settings."""
     sh("rm -rf v; $BK volume create -q v", cwd=work, env={**os.environ, "BK": BK})
+    warm(work)
     wall, _, _ = run(f"{PREFIX}{BK} snapshot --json --volume v --job t {options(choice)} {what} > result.json", work)
     result = [json.loads(line) for line in open(f"{work}/result.json")][-1]
     totals = result["totals"]
@@ -59,7 +60,7 @@ def whole(work, what, choice):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", default="kernel,dump,media")
-    parser.add_argument("--time", default="30s")
+    parser.add_argument("--time", default="60s")
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--seconds-max", type=float, default=15)
     parser.add_argument("--work", default="/dev/shm/bk-tune")
@@ -76,6 +77,7 @@ def main():
             tree = kernel(work) if kind == "kernel" else media(f"{work}/media")
             what = of = f"-C {tree} ."
         sh(f"rm -rf v; {BK} volume create -q v", cwd=work)
+        warm(work)
         found = json.loads(subprocess.check_output(["bash", "-c", f"{PREFIX}{BK} tune --json --time {args.time} --volume v {of}"], cwd=work))
         json.dump(found, open(f"{work}/tune-{kind}.json", "w"))
         usual = found["present"]["frame_size"]
