@@ -11,7 +11,7 @@ no part; the page cache is warm. Prints a table as Markdown, with --svg a chart 
 import argparse, os, random, shutil, subprocess, sys
 
 from chart import svg
-from common import BK, KERNEL, kernel, made_dump, median, real_dump, run
+from common import BK, KERNEL, kernel, made_dump, median, real_dump, run, warm
 
 
 def size(path):
@@ -26,8 +26,10 @@ def pair(name, target, ours, peer, before_ours, before_peer, cwd, runs, stored):
     ratios, rows = [], []
     for n in range(runs + 1):
         subprocess.run(["bash", "-c", before_ours], cwd=cwd, check=True)
+        warm(cwd)
         a = run(ours, cwd)
         subprocess.run(["bash", "-c", before_peer], cwd=cwd, check=True)
+        warm(cwd)
         b = run(peer, cwd)
         if n > 0:
             ratios.append(a[0] / b[0])

@@ -9,6 +9,7 @@ use rustix::fs::{SeekFrom, seek};
 
 use super::{Mount, can_mount};
 use crate::support::World;
+use crate::support::proxy::{Proxy, Request};
 use crate::support::rng::Rng;
 use crate::support::tools::{need, shell_ok};
 use crate::support::tree::{DEEP, Tree};
@@ -303,4 +304,28 @@ fn memory_does_not_grow_with_the_tree() {
         mount.end().ok();
     }
     assert!(peaks[1] <= (64 + 16) << 10, "{peaks:?} KiB");
+}
+
+#[test]
+fn a_bucket_is_read_ahead_in_joined_requests() {
+    if !can_mount("a_bucket_is_read_ahead_in_joined_requests") {
+        return;
+    }
+    let world = World::on_s3("mount-ahead");
+    // Some hundred frames of 64 KiB that shrink to about a third.
+    let mut content = Rng::new(511).noise(12 << 20);
+    content.iter_mut().for_each(|byte| *byte = b"0123456789 \n\tabc"[usize::from(*byte & 3)]);
+    fs::write(world.src.join("big"), &content).unwrap();
+    world.snapshot("tree", "--frame-size 64KiB").ok();
+    let proxy = Proxy::before(&world.server.as_ref().unwrap().endpoint);
+    let at = world.path("m");
+    fs::create_dir_all(&at).unwrap();
+    let one = Mount::by(world.bk("mount --json tree/1").env("AWS_ENDPOINT_URL", &proxy.endpoint).arg(&at), &at);
+    assert!(fs::read(one.path("big")).unwrap() == content);
+    let parts = |request: &&Request| request.method == "GET" && request.target.contains("/tree-");
+    let gets = proxy.seen().iter().filter(parts).count();
+    let frames = content.len() >> 16;
+    assert!(gets * 2 <= frames, "{gets} requests for {frames} frames");
+    assert_eq!(one.count("faults"), 0);
+    one.end().ok();
 }
