@@ -12,7 +12,7 @@ use std::fmt::Write as _;
 use std::hint::black_box;
 use std::io::Read;
 
-use bk::engine::write::chunk::{Chunker, Cutter, Identity, Key, Lengths};
+use bk::engine::write::chunk::{Cutter, Key, Lengths};
 use rustix::time::{ClockId, clock_gettime};
 use support::Numbers;
 
@@ -49,14 +49,14 @@ fn speed(name: &str, data: &[u8]) {
     };
     let sum = |lengths| {
         let mut hasher = blake3::Hasher::new();
-        let mut chunker = Chunker::new(lengths, key.clone());
+        let mut cutter = Cutter::new(lengths);
+        let name = |chunk: &[u8]| _ = black_box(key.identify(chunk));
         for buffer in data.chunks(BUFFER) {
             hasher.update(buffer);
-            chunker.feed(buffer, |chunk| {
-                black_box(chunk);
-            });
+            cutter.feed(buffer, name);
         }
-        black_box((hasher.finalize(), chunker.finish()));
+        cutter.finish(name);
+        black_box(hasher.finalize());
     };
     let works: [(&str, &dyn Fn()); 8] = [
         ("BLAKE3", &|| {
@@ -121,18 +121,18 @@ fn changes(old: Vec<u8>) {
 
 fn report(what: &str, old: &[u8], new: &[u8]) {
     let [content, fixed] = [Lengths::CONTENT, Lengths::FIXED].map(|lengths| {
-        let known: HashSet<Identity> = chunks(lengths, old).into_iter().map(|(_, id)| id).collect();
+        let known: HashSet<[u8; 16]> = chunks(lengths, old).into_iter().map(|(_, id)| id).collect();
         let bytes: usize = chunks(lengths, new).iter().filter(|(_, id)| !known.contains(id)).map(|(len, _)| len).sum();
         100.0 * bytes as f64 / new.len() as f64
     });
     println!("{what:<36} {content:>9.2} {fixed:>9.2}");
 }
 
-fn chunks(lengths: Lengths, data: &[u8]) -> Vec<(usize, Identity)> {
-    let mut found = Vec::new();
-    let mut chunker = Chunker::new(lengths, Key::new(&[7; 32]));
-    data.chunks(BUFFER).for_each(|buffer| chunker.feed(buffer, |chunk| found.push((chunk.len, chunk.id))));
-    found.extend(chunker.finish().map(|chunk| (chunk.len, chunk.id)));
+fn chunks(lengths: Lengths, data: &[u8]) -> Vec<(usize, [u8; 16])> {
+    let (mut found, key, mut cutter) = (Vec::new(), Key::new(&[7; 32]), Cutter::new(lengths));
+    let mut keep = |chunk: &[u8]| found.push((chunk.len(), key.identify(chunk)));
+    data.chunks(BUFFER).for_each(|buffer| cutter.feed(buffer, &mut keep));
+    cutter.finish(keep);
     found
 }
 

@@ -24,7 +24,7 @@ use bk::{
         catalog,
         read::index::IndexReader,
         write::{
-            chunk::{Chunker, Key, Lengths},
+            chunk::{Cutter, Key, Lengths},
             index::IndexWriter,
             pipeline,
         },
@@ -137,9 +137,10 @@ fn tar_headers(_: bool) -> Ready {
 fn chunk(is_small: bool) -> Ready {
     let data = text(if is_small { 1 << 20 } else { 16 << 20 });
     ready(data.len(), move || {
-        let mut chunker = Chunker::new(Lengths::CONTENT, Key::new(&[7; 32]));
-        data.chunks(4 << 20).for_each(|buffer| chunker.feed(buffer, |chunk| _ = black_box(chunk)));
-        black_box(chunker.finish());
+        let (mut cutter, key) = (Cutter::new(Lengths::CONTENT), Key::new(&[7; 32]));
+        let name = |chunk: &[u8]| _ = black_box(key.identify(chunk));
+        data.chunks(4 << 20).for_each(|buffer| cutter.feed(buffer, name));
+        cutter.finish(name);
     })
 }
 

@@ -4,8 +4,8 @@
 //! allows; of equal ones the last counts (the scheme known as `MinCDC`). So a cut depends on the bytes from the last
 //! cut on and on nothing else: two streams that share one cut share all that follow, as long as their bytes agree.
 //!
-//! [`Cutter`] finds the cuts and gives each chunk in one piece; [`Chunker`] names each chunk by its [`Identity`].
-//! Neither keeps contents: where a chunk straddles two slices, fewer than [`Lengths::max`] bytes are carried over.
+//! [`Cutter`] finds the cuts and gives each chunk in one piece; a [`Key`] names it by its contents. No contents are
+//! kept: where a chunk straddles two slices, fewer than [`Lengths::max`] bytes are carried over.
 //!
 //! The hash comes in two halves of 16 bits. SSE2 has both a multiplication and a minimum for lanes of 16 bits, but
 //! neither for 32, and one register holds twice as many of them; the second half is only computed in blocks where the
@@ -219,13 +219,6 @@ const fn factors(of: [u16; 4]) -> [i16; 4] {
     [p.cast_signed(), q.cast_signed(), r.cast_signed(), s.cast_signed()]
 }
 
-/// What names the contents of a chunk: equal contents have equal identities under one [`Key`].
-///
-/// Not a digest: it tells contents apart that differ by chance, or by the will of someone who knows neither the key nor
-/// any identity. Whether what was stored is right is for BLAKE3 to say.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Identity(pub [u8; 16]);
-
 /// What identities depend on besides the contents: XXH3's secret, grown from 32 random bytes.
 #[derive(Clone)]
 pub struct Key([u8; 192]);
@@ -239,64 +232,21 @@ impl Key {
         Self(secret)
     }
 
-    /// The identity of a chunk with these bytes.
+    /// What names the contents of a chunk: equal contents have equal identities under one key.
+    ///
+    /// Not a digest: it tells contents apart that differ by chance, or by the will of someone who knows neither the key
+    /// nor any identity. Whether what was stored is right is for BLAKE3 to say.
     #[must_use]
     #[expect(clippy::expect_used, reason = "XXH3 refuses secrets below 136 bytes only")]
-    pub fn identify(&self, chunk: &[u8]) -> Identity {
+    pub fn identify(&self, chunk: &[u8]) -> [u8; 16] {
         let hash = XxHash3_128::oneshot_with_secret(&self.0, chunk).expect("the secret has 192 bytes");
-        Identity(hash.to_be_bytes())
-    }
-
-    fn name(&self, chunk: &[u8]) -> Chunk {
-        Chunk { len: chunk.len(), id: self.identify(chunk) }
-    }
-}
-
-/// One chunk of a stream.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Chunk {
-    /// Its length in bytes; the chunks of a stream lie end to end.
-    pub len: usize,
-    /// What names its contents.
-    pub id: Identity,
-}
-
-/// Cuts streams into chunks and names them.
-pub struct Chunker {
-    cutter: Cutter,
-    key: Key,
-}
-
-impl Chunker {
-    /// Starts a stream.
-    ///
-    /// # Panics
-    ///
-    /// When `lengths` are not as [`Lengths`] says.
-    #[must_use]
-    pub fn new(lengths: Lengths, key: Key) -> Self {
-        Self { cutter: Cutter::new(lengths), key }
-    }
-
-    /// Takes the next bytes of the stream and gives every chunk whose end is now known, in order.
-    ///
-    /// An end may be known only [`Lengths::max`] bytes after the chunk's start, in a later slice than it lies in.
-    pub fn feed(&mut self, bytes: &[u8], mut each: impl FnMut(Chunk)) {
-        let Self { cutter, key } = self;
-        cutter.feed(bytes, |chunk| each(key.name(chunk)));
-    }
-
-    /// Ends the stream: its last chunk, `None` if it was empty. Ready for another stream after that.
-    pub fn finish(&mut self) -> Option<Chunk> {
-        let mut last = None;
-        self.cutter.finish(|chunk| last = Some(self.key.name(chunk)));
-        last
+        hash.to_be_bytes()
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::collections::HashMap;
+    use std::collections::HashSet;
 
     use proptest::prelude::*;
 
@@ -310,25 +260,32 @@ mod tests {
         bytes
     }
 
+    /// Lengths and identities.
+    type Chunks = Vec<(usize, [u8; 16])>;
+
     /// Chunks of `data` in slices of these lengths, over and over.
-    fn chunks(lengths: Lengths, data: &[u8], slices: &[usize]) -> Vec<Chunk> {
-        let mut chunker = Chunker::new(lengths, Key::new(&[1; 32]));
+    fn cut(cutter: &mut Cutter, data: &[u8], slices: &[usize]) -> Chunks {
+        let key = Key::new(&[1; 32]);
         let mut found = Vec::new();
         let mut rest = data;
         for &len in slices.iter().cycle() {
             let (slice, after) = rest.split_at(len.min(rest.len()));
-            chunker.feed(slice, |chunk| found.push(chunk));
+            cutter.feed(slice, |chunk| found.push((chunk.len(), key.identify(chunk))));
             rest = after;
             if rest.is_empty() {
                 break;
             }
         }
-        found.extend(chunker.finish());
+        cutter.finish(|chunk| found.push((chunk.len(), key.identify(chunk))));
         found
     }
 
+    fn chunks(lengths: Lengths, data: &[u8], slices: &[usize]) -> Chunks {
+        cut(&mut Cutter::new(lengths), data, slices)
+    }
+
     fn lens(lengths: Lengths, data: &[u8]) -> Vec<usize> {
-        chunks(lengths, data, &[data.len()]).iter().map(|chunk| chunk.len).collect()
+        chunks(lengths, data, &[data.len()]).iter().map(|(len, _)| *len).collect()
     }
 
     /// The best cut as the module's header defines it, with no blocks and no lanes.
@@ -351,11 +308,8 @@ mod tests {
 
     /// How many bytes of `new` are in chunks that `old` does not have.
     fn new_bytes(lengths: Lengths, old: &[u8], new: &[u8]) -> usize {
-        let mut known = HashMap::new();
-        for chunk in chunks(lengths, old, &[4096]) {
-            known.insert(chunk.id, chunk.len);
-        }
-        chunks(lengths, new, &[4096]).iter().filter(|c| known.get(&c.id) != Some(&c.len)).map(|c| c.len).sum()
+        let known: HashSet<_> = chunks(lengths, old, &[4096]).into_iter().collect();
+        chunks(lengths, new, &[4096]).iter().filter(|chunk| !known.contains(*chunk)).map(|(len, _)| len).sum()
     }
 
     /// Contents with much, some and no repetition.
@@ -428,7 +382,7 @@ mod tests {
     #[test]
     fn zeros_give_chunks_of_the_greatest_length() {
         let found = chunks(Lengths::CONTENT, &vec![0; 10 * Lengths::CONTENT.max], &[4096]);
-        assert!(found.iter().all(|chunk| *chunk == found[0] && chunk.len == Lengths::CONTENT.max));
+        assert!(found.iter().all(|chunk| *chunk == found[0] && chunk.0 == Lengths::CONTENT.max));
     }
 
     #[test]
@@ -458,16 +412,10 @@ mod tests {
     }
 
     #[test]
-    fn a_chunker_begins_anew_after_the_end() {
-        let data = random(5000, 3);
-        let mut chunker = Chunker::new(SMALL, Key::new(&[1; 32]));
-        let mut once = || {
-            let mut found = Vec::new();
-            chunker.feed(&data, |chunk| found.push(chunk));
-            found.extend(chunker.finish());
-            found
-        };
+    fn a_cutter_begins_anew_after_the_end() {
+        let (data, mut cutter) = (random(5000, 3), Cutter::new(SMALL));
+        let mut once = || cut(&mut cutter, &data, &[data.len()]);
         assert_eq!(once(), once());
-        assert_eq!(Chunker::new(SMALL, Key::new(&[1; 32])).finish(), None);
+        assert_eq!(chunks(SMALL, &[], &[1]), []);
     }
 }

@@ -172,7 +172,7 @@ impl<'a> Noted<'a> {
 }
 
 fn chunk_of(key: &Key, bytes: &[u8]) -> Chunk {
-    Chunk { len: u32::try_from(bytes.len()).unwrap_or(u32::MAX), id: key.identify(bytes).0 }
+    Chunk { len: u32::try_from(bytes.len()).unwrap_or(u32::MAX), id: key.identify(bytes) }
 }
 
 /// Stores a segment: lines, new bytes. Gives the offset at which the new bytes lie in the plain stream.
