@@ -3,8 +3,8 @@
 
     benches/mount.py [--runs N] [--only NAME,…] [--kernel TARBALL] [--work DIR]
 
-Needs root, a release build (cargo build --release; for stat and s3 also cargo bench --bench s3_server --no-run) and Debian's fuse3, squashfs-tools, fio and linux-source-6.1. Works below /tmp, with
-about 6 GB. "Cold" is a file system that was just mounted; the volume and the image are in the page cache. Parts: ready find tar stream random stat s3.
+Needs root, a release build (cargo build --release; for stat and s3 also cargo bench --bench s3_server --no-run) and Debian's
+fuse3, squashfs-tools, fio and linux-source-6.1. Works below /tmp, with about 6 GB. "Cold" is a file system that was just mounted; the volume and the image are in the page cache. Parts: ready find tar stream random stat s3.
 """
 
 import argparse, json, os, re, shutil, signal, subprocess, sys, time

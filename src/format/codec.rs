@@ -20,7 +20,7 @@ const BLOCK_LEN: usize = 128 << 10;
 /// Samples looked at before a frame is compressed; see [`looks_incompressible`].
 const SAMPLE_LEN: usize = 4 << 10;
 
-/// Level 3's window, as long as a usual frame: zstd's own is half of it. What that wins (0.5 % of a kernel tree) pays for what frames lose that start
+/// Level 3's window, as long as a usual frame: zstd's own is half of it. What that wins (0.4 % of a kernel tree) pays for what frames lose that start
 /// without history, and for a short hash table of half the size, with which all tables stay in a processor's second cache.
 const LEVEL_3_WINDOW_LOG: u32 = 22;
 /// Its table of short matches.

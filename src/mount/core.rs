@@ -365,7 +365,7 @@ impl Core {
 
     /// Notes that files of a frame are given without being asked for: those after it are then fetched like a reader's.
     pub(super) fn pass(&self, stored: &Stored) {
-        self.ahead.touch(stored).iter().for_each(|stored| self.frames.fetch_ahead(stored));
+        self.frames.fetch_ahead(&self.ahead.touch(stored));
     }
 
     fn promise(&self, reply: impl FnOnce(Answer<Data>) + Send + 'static) -> Arc<Promise<Data>> {
@@ -408,7 +408,7 @@ impl Core {
             frames
         });
         // What would take an index block that is not at hand is left to the next read.
-        frames.unwrap_or_default().iter().for_each(|stored| self.frames.fetch_ahead(stored));
+        self.frames.fetch_ahead(&frames.unwrap_or_default());
     }
 
     /// Has the frames of `pieces` fetched and keeps the promise when they are there.

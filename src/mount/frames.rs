@@ -260,30 +260,33 @@ impl Frames {
         }
     }
 
-    /// Fetches a frame nobody waits for yet, when there is room for it.
-    pub fn fetch_ahead(&self, stored: &Stored) {
-        let key = key_of(stored);
-        if self.shared.cache.peek(&key).is_some() {
-            return;
-        }
-        let (index, stored_len) = (stored.opened.chain.run(stored.run), u64::from(stored.frame.stored_len));
-        let place = if index.store().ahead_len() > 0 { index.place(&stored.frame).ok() } else { None };
+    /// Fetches frames nobody waits for yet, in order, as far as there is room for them.
+    pub fn fetch_ahead(&self, frames: &[Stored]) {
+        let place = |stored: &Stored| {
+            let index = stored.opened.chain.run(stored.run);
+            if index.store().ahead_len() > 0 { index.place(&stored.frame).ok() } else { None }
+        };
+        let absent = frames.iter().filter(|stored| self.shared.cache.peek(&key_of(stored)).is_none());
+        let absent: Vec<_> = absent.map(|stored| (stored, place(stored))).collect();
         let mut flights = self.shared.flights();
-        let len = u64::from(stored.frame.len);
-        if flights.flying.contains_key(&key) || flights.ahead_len + len > self.shared.ahead_len_max {
-            return;
+        for (stored, place) in absent {
+            let (key, len) = (key_of(stored), u64::from(stored.frame.len));
+            if flights.flying.contains_key(&key) || flights.ahead_len + len > self.shared.ahead_len_max {
+                continue;
+            }
+            let (mut flight, stored_len) = (Flight::default(), u64::from(stored.frame.stored_len));
+            // All of them before a worker may begin with one, or its bytes would be fetched twice, or alone.
+            if let Some((part, range)) = place.filter(|_| flights.told_len + stored_len <= self.shared.told_len_max) {
+                stored.opened.chain.run(stored.run).store().expect(&part, range);
+                flight.told_len = stored_len;
+            }
+            flights.told_len += flight.told_len;
+            flights.flying.insert(key, flight);
+            flights.ahead_len += len;
+            flights.ahead.push_back(stored.clone());
         }
-        let mut flight = Flight::default();
-        // Before a worker may begin with it, or its bytes would be fetched twice.
-        if let Some((key, range)) = place.filter(|_| flights.told_len + stored_len <= self.shared.told_len_max) {
-            index.store().expect(&key, range);
-            flight.told_len = stored_len;
-        }
-        flights.told_len += flight.told_len;
-        flights.flying.insert(key, flight);
-        flights.ahead_len += len;
-        flights.ahead.push_back(stored.clone());
         drop(flights);
+        // Who begins with one has the next worker look for more.
         self.shared.news.notify_one();
     }
 }
