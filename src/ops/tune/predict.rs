@@ -83,7 +83,7 @@ pub struct Choice {
 pub enum Wish {
     /// The least time; of equals the smallest.
     Fastest,
-    /// The smallest of those that take at most half as long again as the fastest.
+    /// The smallest of those that take at most half as long again as the one with the least product of time and size.
     Balanced,
     /// The fewest bytes; of equals the fastest.
     Smallest,
@@ -146,11 +146,17 @@ pub fn predict(trial: &Trial, like: Likeness, facts: &Facts) -> Choice {
 pub fn best(choices: &[Choice], wish: Wish, frame_size: u64) -> Option<&Choice> {
     let usual = || choices.iter().filter(move |choice| choice.frame_size == frame_size);
     let fastest = usual().map(|choice| choice.seconds).min_by(f64::total_cmp)?;
+    #[expect(clippy::cast_precision_loss, reason = "compared, not counted")]
+    let product = |choice: &Choice| choice.seconds * choice.stored_bytes as f64;
     let by_size =
         |a: &&Choice, b: &&Choice| a.stored_bytes.cmp(&b.stored_bytes).then_with(|| a.seconds.total_cmp(&b.seconds));
     match wish {
         Wish::Fastest => usual().filter(|choice| choice.seconds <= fastest * SAME_TIME).min_by(by_size),
-        Wish::Balanced => usual().filter(|choice| choice.seconds <= fastest * BALANCE).min_by(by_size),
+        Wish::Balanced => {
+            // Not of the fastest: where a volume is as fast as memory, that is to store everything as it is.
+            let middle = usual().min_by(|a, b| product(a).total_cmp(&product(b)))?.seconds;
+            usual().filter(|choice| choice.seconds <= middle * BALANCE).min_by(by_size)
+        }
         Wish::Smallest => {
             let smallest = choices.iter().map(|choice| choice.stored_bytes).min()?;
             #[expect(clippy::cast_precision_loss, reason = "compared within a factor")]
@@ -263,5 +269,15 @@ mod tests {
         let of_usual = best(&choices[..6], Wish::Smallest, 4 << 20).map(|choice| choice.compression);
         assert_eq!(of_usual, Some(Codec::Zstd(18)), "a byte in a thousand is not worth half the time again");
         assert!(best(&[], Wish::Fastest, 4 << 20).is_none());
+    }
+
+    #[test]
+    fn balance_is_not_to_store_all_as_it_is_where_that_is_fastest() {
+        let as_it_is = Choice { compression: Codec::None, ..choice(0, 4, 1.3, 1_300) };
+        let of = |choices: &[Choice]| best(choices, Wish::Balanced, 4 << 20).map(|choice| choice.compression);
+        // A source tree, and what cannot be compressed.
+        let tree = [as_it_is.clone(), choice(1, 4, 2.2, 230), choice(3, 4, 2.9, 206), choice(5, 4, 5.6, 190)];
+        assert_eq!(of(&tree), Some(Codec::Zstd(3)));
+        assert_eq!(of(&[as_it_is, choice(1, 4, 2.2, 1_290), choice(3, 4, 2.9, 1_280)]), Some(Codec::None));
     }
 }
