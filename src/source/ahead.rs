@@ -15,7 +15,6 @@ use std::{
 
 use super::{
     look::{Look, look},
-    meta::FileSystems,
     select::Selection,
 };
 
@@ -131,7 +130,6 @@ impl<'a> Ahead<'a> {
     pub fn work(&self) {
         // A thread that panics leaves nobody waiting for it.
         let _closing = self.closing();
-        let mut systems = FileSystems::default();
         let mut state = self.lock();
         while !state.closed {
             let State { slots, looks, .. } = &mut *state;
@@ -149,7 +147,7 @@ impl<'a> Ahead<'a> {
             let number = *looks;
             let Slot::Waiting(task) = std::mem::replace(slot, Slot::Running(number)) else { continue };
             drop(state);
-            let (at, found) = (Instant::now(), self.look(&task, &mut systems).map(Box::new));
+            let (at, found) = (Instant::now(), self.look(&task).map(Box::new));
             drop(task);
             state = self.lock();
             match state.slots.get_mut(&turn) {
@@ -165,9 +163,9 @@ impl<'a> Ahead<'a> {
         drop(state);
     }
 
-    fn look(&self, task: &Task, systems: &mut FileSystems) -> Option<rustix::io::Result<Look>> {
+    fn look(&self, task: &Task) -> Option<rustix::io::Result<Look>> {
         let of = (task.parent.as_fd(), &task.name[..], &task.path[..]);
-        let mut found = look(of, self.selection, systems, NAMES_MAX).transpose()?;
+        let mut found = look(of, self.selection, NAMES_MAX).transpose()?;
         if let Ok(Look { fd, names: Some(names), .. }) = &mut found {
             names.stat_all(fd.as_fd());
         }

@@ -7,6 +7,8 @@ use rustix::fs::{FileType, RawDir};
 /// A directory's names. Memory: 8 bytes and the name's bytes for each entry.
 #[derive(Default)]
 pub struct Listing {
+    /// Names that cannot be stored: longer than 255 bytes, as some file systems have them.
+    pub too_long: Vec<Vec<u8>>,
     names: Vec<u8>,
     /// Offset into `names`; the high byte of the length slot holds the type.
     slots: Vec<Slot>,
@@ -33,16 +35,25 @@ pub enum FileKind {
 impl Listing {
     /// Reads the directory behind `fd` from where its position is.
     pub fn read(fd: impl AsFd) -> rustix::io::Result<Self> {
-        Ok(Self::read_at_most(fd, usize::MAX)?.unwrap_or_default())
+        match Self::read_at_most(fd, usize::MAX) {
+            Some((_, Err(e))) => Err(e),
+            read => Ok(read.map(|(listing, _)| listing).unwrap_or_default()),
+        }
     }
 
-    /// The same; none when there are more than `max` names.
-    pub fn read_at_most(fd: impl AsFd, max: usize) -> rustix::io::Result<Option<Self>> {
+    /// The same, with what ended it early; none when there are more than `max` names.
+    pub fn read_at_most(fd: impl AsFd, max: usize) -> Option<(Self, rustix::io::Result<()>)> {
         let mut buf = vec![MaybeUninit::uninit(); 32 << 10];
         let mut raw = RawDir::new(fd, &mut buf);
-        let mut listing = Self::default();
+        let (mut listing, mut read) = (Self::default(), Ok(()));
         while let Some(found) = raw.next() {
-            let found = found?;
+            let found = match found {
+                Ok(found) => found,
+                Err(e) => {
+                    read = Err(e);
+                    break;
+                }
+            };
             let kind = match found.file_type() {
                 FileType::RegularFile => FileKind::File,
                 FileType::Directory => FileKind::Dir,
@@ -50,11 +61,11 @@ impl Listing {
             };
             listing.push(found.file_name().to_bytes(), kind);
             if listing.len() > max {
-                return Ok(None);
+                return None;
             }
         }
         listing.sort();
-        Ok(Some(listing))
+        Some((listing, read))
     }
 
     /// A listing of just these names.
@@ -69,22 +80,25 @@ impl Listing {
         if matches!(name, b"." | b".." | b"") {
             return;
         }
-        // A directory of more than 4 GiB of names, or a name of more than 255 bytes, does not exist on Linux.
-        if let (Ok(at), Ok(len)) = (u32::try_from(self.names.len()), u8::try_from(name.len())) {
-            self.names.extend_from_slice(name);
-            self.slots.push(Slot { at, len, kind });
+        // The limit is each file system's own: 255 letters may be 765 bytes.
+        match (u32::try_from(self.names.len()), u8::try_from(name.len())) {
+            (Ok(at), Ok(len)) => {
+                self.names.extend_from_slice(name);
+                self.slots.push(Slot { at, len, kind });
+            }
+            _ => self.too_long.push(name.to_vec()),
         }
     }
 
     fn sort(&mut self) {
-        let Self { names, slots } = self;
+        let Self { names, slots, .. } = self;
         let name = |slot: &Slot| &names[slot.at as usize..][..usize::from(slot.len)];
         slots.sort_unstable_by(|a, b| name(a).cmp(name(b)));
     }
 
     /// Leaves out what `keep` does not want.
     pub fn retain(&mut self, mut keep: impl FnMut(&[u8], FileKind) -> bool) {
-        let Self { names, slots } = self;
+        let Self { names, slots, .. } = self;
         slots.retain(|slot| keep(&names[slot.at as usize..][..usize::from(slot.len)], slot.kind));
     }
 

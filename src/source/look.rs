@@ -8,10 +8,9 @@ use rustix::fs::{AtFlags, Mode, OFlags, Stat};
 
 use super::{
     listing::{FileKind, Listing},
-    meta::FileSystems,
     select::{CACHEDIR_SIGNATURE, Selection},
 };
-use crate::model::{entry::Xattr, path::PATH_LEN_MAX, show};
+use crate::model::{path::PATH_LEN_MAX, show};
 
 /// How directories are opened: never through a symbolic link.
 pub const DIR_FLAGS: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
@@ -22,8 +21,6 @@ pub struct Look {
     pub fd: OwnedFd,
     /// Its own stat.
     pub stat: Stat,
-    /// Its own attributes; none when they cannot be read.
-    pub xattrs: Vec<Xattr>,
     /// What is in it; none when a marker file says that it is not wanted.
     pub names: Option<Found>,
 }
@@ -35,6 +32,8 @@ pub struct Found {
     pub listing: Listing,
     /// What is missing among them, in order.
     pub warnings: Vec<String>,
+    /// Whether there may be more names: reading them failed.
+    pub is_cut: bool,
     /// For each of them what it is; empty when that was not asked for.
     pub stats: Vec<rustix::io::Result<Stat>>,
 }
@@ -43,38 +42,40 @@ pub struct Found {
 pub fn look(
     (parent, name, path): (BorrowedFd<'_>, &[u8], &[u8]),
     selection: &Selection,
-    systems: &mut FileSystems,
     names_max: usize,
 ) -> rustix::io::Result<Option<Look>> {
     let fd = rustix::fs::openat(parent, name, DIR_FLAGS, Mode::empty())?;
     let stat = rustix::fs::fstat(&fd)?;
-    let xattrs = systems.xattrs(stat.st_dev, &fd).unwrap_or_default();
     let mut names = None;
     if !is_marked(fd.as_fd(), selection) {
         let Some(found) = Found::read(fd.as_fd(), path, selection, names_max) else { return Ok(None) };
         names = Some(found);
     }
-    Ok(Some(Look { fd, stat, xattrs, names }))
+    Ok(Some(Look { fd, stat, names }))
 }
 
 impl Found {
     /// Reads all names of a directory that are to be stored; none when there are more than `max`.
     pub fn read(dir: BorrowedFd<'_>, path: &[u8], selection: &Selection, max: usize) -> Option<Self> {
-        match Listing::read_at_most(dir, max) {
-            Ok(listing) => Some(Self::chosen(listing?, path, |path, kind| {
-                selection.exclude.is_empty() || !selection.exclude.matches(path, kind == FileKind::Dir)
-            })),
-            Err(e) => {
-                let warnings = vec![format!("cannot list {}: {e}", show::name(path))];
-                Some(Self { warnings, ..Self::default() })
-            }
+        let (listing, read) = Listing::read_at_most(dir, max)?;
+        let mut found = Self::chosen(listing, path, |path, kind| {
+            selection.exclude.is_empty() || !selection.exclude.matches(path, kind == FileKind::Dir)
+        });
+        if let Err(e) = read {
+            found.warnings.push(format!("cannot list {}: {e}", show::name(path)));
+            found.is_cut = true;
         }
+        Some(found)
     }
 
     /// The names of `listing` that can be stored and that `wanted` wants, by their path.
     pub fn chosen(mut listing: Listing, dir: &[u8], wanted: impl Fn(&[u8], FileKind) -> bool) -> Self {
         let mut warnings = Vec::new();
         let mut path = dir.to_vec();
+        for name in &listing.too_long {
+            set_name(&mut path, dir.len(), name);
+            warnings.push(format!("the name is too long: {}", show::name(&path)));
+        }
         listing.retain(|name, kind| {
             set_name(&mut path, dir.len(), name);
             if path.len() > PATH_LEN_MAX {
@@ -87,7 +88,7 @@ impl Found {
             }
             wanted(&path, kind)
         });
-        Self { listing, warnings, stats: Vec::new() }
+        Self { listing, warnings, is_cut: false, stats: Vec::new() }
     }
 
     /// Looks at each of the names.

@@ -1,9 +1,12 @@
 //! From descriptors to entries: stat, extended attributes, sparse runs, the id of a file system.
 
-use std::{collections::HashMap, os::fd::AsFd};
+use std::{
+    collections::HashMap,
+    os::fd::{AsFd, BorrowedFd},
+};
 
 use rustix::{
-    fs::{FileType, SeekFrom, Stat},
+    fs::{FileType, Mode, OFlags, SeekFrom, Stat},
     io::Errno,
 };
 
@@ -42,6 +45,19 @@ impl FileSystems {
     /// The id of the file system that holds `fd`.
     pub fn fsid(&mut self, dev: u64, fd: impl AsFd) -> u64 {
         self.of(dev, fd).fsid
+    }
+
+    /// The id of the file system that holds what `name` in `dir` is, of device `dev`; that may be mounted there.
+    pub fn fsid_at(&mut self, dev: u64, dir: BorrowedFd<'_>, name: &[u8]) -> u64 {
+        if let Some(system) = self.known.get(&dev) {
+            return system.fsid;
+        }
+        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        match rustix::fs::openat(dir, name, flags, Mode::empty()) {
+            Ok(fd) if rustix::fs::fstat(&fd).is_ok_and(|stat| stat.st_dev == dev) => self.fsid(dev, fd),
+            // It is another thing by now: what comes next of this device is asked.
+            _ => dev,
+        }
     }
 
     /// The id of a file system that was met before.

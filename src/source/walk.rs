@@ -1,7 +1,7 @@
 //! The walk: every directory opened relative to the one above it, never through a symbolic link.
 //!
 //! Order: a directory's entries by name, then each of its subdirectories in the same way. Memory: the names of the
-//! directories on the way down, and 56 bytes for each subdirectory still to visit. There is no recursion, and descriptors are bounded:
+//! directories on the way down, and 80 bytes for each subdirectory still to visit. There is no recursion, and descriptors are bounded:
 //! of a deep path only the lowest levels stay open, the others are opened again from below through `..` and compared.
 //! Of an increment, with more than one thread, [`ahead`](super::ahead) looks at the directories that come next; what is told, and in
 //! which order, stays the same.
@@ -20,7 +20,7 @@ use rustix::{
 use super::{
     ahead::{Ahead, Task, WINDOW},
     listing::{FileKind, Listing},
-    look::{DIR_FLAGS, Found, Look, is_marked, look, set_name},
+    look::{DIR_FLAGS, Found, Look, look, set_name},
     meta::{self, FileSystems},
     roots::{Node, Roots},
     select::Selection,
@@ -28,7 +28,7 @@ use super::{
 use crate::{
     error::{Error, Result},
     model::{
-        entry::{Entry, EntryKind, Status},
+        entry::{Entry, EntryKind, Status, Xattr},
         show,
         time::Time,
     },
@@ -53,6 +53,8 @@ pub trait Visitor {
     fn directory(&mut self, dir: Entry) -> Result<bool>;
     /// A name that is, or may be, no directory. Answers with its stat when it turned out to be one.
     fn leaf(&mut self, leaf: Leaf<'_>) -> Result<Option<Stat>>;
+    /// What there is under the name whose turn it is could not be looked at: nothing is said of it.
+    fn unseen(&mut self);
     /// Something the user should know; `incomplete` when the snapshot is not what was there.
     fn warn(&mut self, text: String, incomplete: bool);
     /// Asked once for each directory: an error ends the walk.
@@ -73,6 +75,8 @@ pub struct Names<'a> {
     pub dir: Option<BorrowedFd<'a>>,
     /// The names in it, sorted.
     pub listing: &'a Listing,
+    /// Whether there may be more names, as not all could be read: what is not among them need not be gone.
+    pub is_cut: bool,
     /// What each of them is, when they were looked at already; else empty.
     pub stats: &'a [rustix::io::Result<Stat>],
     /// File systems met so far.
@@ -100,7 +104,15 @@ struct Pending {
     uid: u32,
     gid: u32,
     mtime: Time,
+    /// As the entry has them: the member's header follows from it, whatever happens to the directory meanwhile.
+    xattrs: Box<[Xattr]>,
+    /// The device of the source it belongs to.
+    source_dev: u64,
     skip: bool,
+    /// It could not be opened.
+    unread: bool,
+    /// It is only on the way to a source, though all around it belongs to another.
+    passing: bool,
     told: bool,
 }
 
@@ -113,7 +125,12 @@ struct Level<'n> {
     pending: Vec<Pending>,
     /// So many of them, the last ones left out, are not asked for ahead yet.
     unasked: usize,
+    /// The device of the source it belongs to.
+    source_dev: u64,
+    /// When it is only on the way to sources: these.
     node: Option<&'n Node>,
+    /// The same, also where it belongs to a source itself: those below it are sources of their own.
+    within: Option<&'n Node>,
 }
 
 /// A walk over sources.
@@ -125,7 +142,6 @@ pub struct Walk<'a> {
     systems: FileSystems,
     path: Vec<u8>,
     levels: Vec<Level<'a>>,
-    source_dev: u64,
     threads: usize,
 }
 
@@ -140,7 +156,6 @@ impl<'a> Walk<'a> {
             systems: FileSystems::default(),
             path: Vec::new(),
             levels: Vec::new(),
-            source_dev: 0,
         }
     }
 
@@ -164,7 +179,6 @@ impl<'a> Walk<'a> {
         let failed = |e| Error::io(format!("cannot open {}", base.display()), e);
         let fd = rustix::fs::openat(CWD, base, DIR_FLAGS, Mode::empty()).map_err(failed)?;
         let stat = rustix::fs::fstat(&fd).map_err(failed)?;
-        self.source_dev = stat.st_dev;
         let mut entry = None;
         if self.roots.tree.whole {
             entry = self.dir_entry(fd.as_fd(), &stat, visitor);
@@ -173,8 +187,10 @@ impl<'a> Walk<'a> {
             Some(entry) => visitor.directory(entry.clone())?,
             None => false,
         };
-        let found = self.found(fd.as_fd(), Some(&self.roots.tree));
-        self.list((fd, &stat, found), (entry.as_ref(), told), Some(&self.roots.tree), visitor)?;
+        let tree = &self.roots.tree;
+        let node = Some(tree).filter(|node| !node.whole);
+        let found = self.found(fd.as_fd(), node);
+        self.list((fd, &stat, found), (entry.as_ref(), told), (node, Some(tree), stat.st_dev), visitor)?;
         while let Some(level) = self.levels.last_mut() {
             match level.pending.pop() {
                 Some(pending) => self.descend(pending, visitor, ahead)?,
@@ -198,9 +214,9 @@ impl<'a> Walk<'a> {
         Some(entry)
     }
 
-    /// The names of an open directory, as far as they are sources when `node` is not whole.
+    /// The names of an open directory; just those of `node` when it is only on the way to sources.
     fn found(&self, dir: BorrowedFd<'_>, node: Option<&Node>) -> Found {
-        match node.filter(|node| !node.whole) {
+        match node {
             Some(node) => Found::chosen(Listing::of(node.children.keys().map(Vec::as_slice)), &self.path, |_, _| true),
             None => Found::read(dir, &self.path, self.selection, usize::MAX).unwrap_or_default(),
         }
@@ -211,13 +227,12 @@ impl<'a> Walk<'a> {
         &mut self,
         (fd, stat, found): (OwnedFd, &Stat, Found),
         (entry, told): (Option<&Entry>, bool),
-        node: Option<&'a Node>,
+        (node, within, source_dev): (Option<&'a Node>, Option<&'a Node>, u64),
         visitor: &mut impl Visitor,
     ) -> Result<()> {
         visitor.go_on()?;
-        let Found { listing, warnings, stats } = found;
+        let Found { listing, warnings, is_cut, stats } = found;
         warnings.into_iter().for_each(|text| visitor.warn(text, true));
-        let partial = node.filter(|node| !node.whole);
         let mut level = Level {
             fd: None,
             dev: stat.st_dev,
@@ -225,11 +240,13 @@ impl<'a> Walk<'a> {
             path_len: self.path.len(),
             pending: Vec::new(),
             unasked: 0,
-            node: partial,
+            source_dev,
+            node,
+            within,
         };
         let systems = &mut self.systems;
         let (path, dir) = (&self.path[..], Some(fd.as_fd()));
-        visitor.enter(Names { path, entry, told, dir, listing: &listing, stats: &stats, systems })?;
+        visitor.enter(Names { path, entry, told, dir, listing: &listing, is_cut, stats: &stats, systems })?;
         drop(stats);
         for n in 0..listing.len() {
             let (name, kind) = listing.get(n);
@@ -237,7 +254,7 @@ impl<'a> Walk<'a> {
                 continue;
             }
             set_name(&mut self.path, level.path_len, name);
-            let pending = self.child(fd.as_fd(), name, kind, partial.is_some(), visitor)?;
+            let pending = self.child(fd.as_fd(), (name, kind), &level, visitor)?;
             level.pending.extend(pending);
             visitor.ends(&self.path)?;
         }
@@ -257,11 +274,14 @@ impl<'a> Walk<'a> {
     fn child(
         &mut self,
         dir: BorrowedFd<'_>,
-        name: &[u8],
-        kind: FileKind,
-        named: bool,
+        (name, kind): (&[u8], FileKind),
+        level: &Level<'_>,
         visitor: &mut impl Visitor,
     ) -> Result<Option<Pending>> {
+        let within = level.within.and_then(|node| node.children.get(name));
+        let is_source = within.is_some_and(|node| node.whole);
+        // A source, or on the way to one.
+        let named = level.node.is_some() || is_source;
         if kind != FileKind::Dir {
             let leaf = Leaf { dir, name, path: &self.path, kind, systems: &mut self.systems };
             if visitor.leaf(leaf)?.is_none() {
@@ -278,8 +298,13 @@ impl<'a> Walk<'a> {
         };
         let entry = match (&fd, &stat) {
             (Ok(fd), Ok(stat)) => self.dir_entry(fd.as_fd(), stat, visitor),
-            (Err(Errno::NOENT), _) | (_, Err(_)) => {
+            (Err(Errno::NOENT), _) | (_, Err(Errno::NOENT)) => {
                 visitor.warn(format!("vanished: {}", show::name(&self.path)), named);
+                return Ok(None);
+            }
+            (_, Err(e)) => {
+                visitor.warn(format!("cannot look at {}: {e}", show::name(&self.path)), true);
+                visitor.unseen();
                 return Ok(None);
             }
             (Err(Errno::NOTDIR | Errno::LOOP), Ok(_)) if kind == FileKind::Dir => {
@@ -297,43 +322,56 @@ impl<'a> Walk<'a> {
             }
         };
         let (Some(entry), Ok(stat)) = (entry, stat) else { return Ok(None) };
-        if named {
-            self.source_dev = stat.st_dev;
-        }
+        let source_dev = if named { stat.st_dev } else { level.source_dev };
         let is_volume = self.volume == Some((stat.st_dev, stat.st_ino));
         if is_volume {
             visitor.warn(format!("{} is the volume itself and is stored empty", show::name(&self.path)), false);
         }
-        let skip =
-            is_volume || fd.is_err() || !named && self.selection.one_file_system && stat.st_dev != self.source_dev;
+        let is_other = self.selection.one_file_system && stat.st_dev != source_dev;
+        let (unread, passing) = (fd.is_err(), is_other && within.is_some());
+        let skip = is_volume || unread || is_other && !passing;
         let Entry { mode, uid, gid, mtime, .. } = entry;
+        let xattrs = entry.xattrs.clone().into_boxed_slice();
         let told = visitor.directory(entry)?;
-        Ok(Some(Pending { name: name.to_vec(), mode, uid, gid, mtime, skip, told }))
+        let name = name.to_vec();
+        Ok(Some(Pending { name, mode, uid, gid, mtime, xattrs, source_dev, skip, unread, passing, told }))
     }
 
     fn descend(&mut self, pending: Pending, visitor: &mut impl Visitor, ahead: Option<&Ahead<'_>>) -> Result<()> {
         let Some(path_len) = self.levels.last().map(|level| level.path_len) else { return Ok(()) };
         set_name(&mut self.path, path_len, &pending.name);
         let Some(level) = self.levels.last() else { return Ok(()) };
-        let node = level.node.and_then(|node| node.children.get(&pending.name)).filter(|node| !node.whole);
+        let within = level.within.and_then(|node| node.children.get(&pending.name));
+        let on_the_way = within.filter(|node| !node.whole);
+        let mut node = on_the_way.filter(|_| level.node.is_some() || pending.passing);
         let mut entry = Entry::new(self.path.clone(), EntryKind::Dir);
         (entry.mode, entry.uid, entry.gid, entry.mtime) = (pending.mode, pending.uid, pending.gid, pending.mtime);
+        entry.xattrs = pending.xattrs.to_vec();
+        let mut is_cut = pending.unread;
         match self.looked(&pending, node, ahead) {
-            Ok(look) => {
-                entry.xattrs = look.xattrs;
+            Ok(mut look) => {
+                if look.names.is_none() && !pending.skip && on_the_way.is_some() {
+                    // What is not wanted here are all names but those of sources.
+                    node = on_the_way;
+                    look.names = Some(self.found(look.fd.as_fd(), node));
+                }
                 if let Some(found) = look.names {
-                    return self.list((look.fd, &look.stat, found), (Some(&entry), pending.told), node, visitor);
+                    let nodes = (node, within, pending.source_dev);
+                    return self.list((look.fd, &look.stat, found), (Some(&entry), pending.told), nodes, visitor);
                 }
             }
             _ if pending.skip => {}
             Err(Errno::NOENT | Errno::LOOP | Errno::NOTDIR) => {
                 visitor.warn(format!("vanished: {}", show::name(&self.path)), false);
             }
-            Err(e) => visitor.warn(format!("cannot open {}: {e}", show::name(&self.path)), true),
+            Err(e) => {
+                is_cut = true;
+                visitor.warn(format!("cannot open {}: {e}", show::name(&self.path)), true);
+            }
         }
         let (listing, systems) = (Listing::default(), &mut self.systems);
         let (path, entry, told) = (&self.path[..], Some(&entry), pending.told);
-        visitor.enter(Names { path, entry, told, dir: None, listing: &listing, stats: &[], systems })?;
+        visitor.enter(Names { path, entry, told, dir: None, listing: &listing, is_cut, stats: &[], systems })?;
         visitor.listed()?;
         self.path.truncate(path_len);
         Ok(())
@@ -355,10 +393,9 @@ impl<'a> Walk<'a> {
         if pending.skip || node.is_some() {
             let fd = rustix::fs::openat(parent, &pending.name[..], DIR_FLAGS, Mode::empty())?;
             let stat = rustix::fs::fstat(&fd)?;
-            let xattrs = self.systems.xattrs(stat.st_dev, &fd).unwrap_or_default();
-            let wanted = !pending.skip && !is_marked(fd.as_fd(), self.selection);
-            let names = wanted.then(|| self.found(fd.as_fd(), node));
-            return Ok(Look { fd, stat, xattrs, names });
+            // Whatever marks it, sources below it are wanted.
+            let names = (!pending.skip).then(|| self.found(fd.as_fd(), node));
+            return Ok(Look { fd, stat, names });
         }
         let turn = (Reverse(depth), usize::MAX - level.pending.len());
         if let Some(look) = ahead.and_then(|ahead| ahead.take(turn)) {
@@ -366,7 +403,7 @@ impl<'a> Walk<'a> {
         }
         let of = (parent.as_fd(), &pending.name[..], &self.path[..]);
         // There is no limit, so there is always an answer.
-        look(of, self.selection, &mut self.systems, usize::MAX)?.ok_or(Errno::NOENT)
+        look(of, self.selection, usize::MAX)?.ok_or(Errno::NOENT)
     }
 
     /// Asks for looks at the directories that come after the next one.
@@ -381,7 +418,10 @@ impl<'a> Walk<'a> {
         if from - until.min(from) < WINDOW.min(waiting).div_ceil(2) || node.is_some() {
             return;
         }
-        let tasks = (until..from).rev().map(|n| (n, &level.pending[n])).filter(|(_, pending)| !pending.skip);
+        let tasks = (until..from)
+            .rev()
+            .map(|n| (n, &level.pending[n]))
+            .filter(|(_, pending)| !pending.skip && !pending.passing);
         ahead.ask(tasks.map(|(n, pending)| {
             let mut path = path[..level.path_len].to_vec();
             set_name(&mut path, level.path_len, &pending.name);

@@ -140,7 +140,9 @@ impl<'a> Increment<'a> {
                     old = Some(row);
                     break;
                 }
-                removed.push_back(own.to_vec());
+                if !names.is_cut {
+                    removed.push_back(own.to_vec());
+                }
             }
             let stat = match names.dir {
                 Some(_) if n < names.stats.len() => names.stats[n],
@@ -156,7 +158,7 @@ impl<'a> Increment<'a> {
                 }
                 (None, _) => Plan::New,
                 (Some(old), Ok(stat)) => {
-                    let fsid = names.dir.map_or(0, |dir| names.systems.fsid(stat.st_dev, dir));
+                    let fsid = names.dir.map_or(0, |dir| names.systems.fsid_at(stat.st_dev, dir, name));
                     joined.names_changed |=
                         old.entry.is_dir() != (kind == Some(EntryKind::Dir)) || is_new_socket(&old, kind);
                     let (old_kind, stored_len) = (old.entry.kind, old.entry.stored_len);
@@ -180,7 +182,9 @@ impl<'a> Increment<'a> {
         }
         while let Some(row) = next(None)? {
             joined.was_filled = true;
-            removed.push_back(path::split(&row.entry.path).1.to_vec());
+            if !names.is_cut {
+                removed.push_back(path::split(&row.entry.path).1.to_vec());
+            }
         }
         joined.names_changed |= !removed.is_empty();
         Ok(joined)

@@ -5,6 +5,8 @@
 
 use std::{collections::HashMap, fs::File, os::unix::fs::FileExt};
 
+use rustix::fs::{FileType, Stat};
+
 use crate::error::{Error, Result};
 
 /// Entries kept in memory before the table moves to a file.
@@ -23,16 +25,39 @@ pub struct First {
     pub path: Vec<u8>,
     /// Whether it is stored as a delta, so that stock tools make it after all members.
     pub is_delta: bool,
+    /// Type, size, and seconds and nanoseconds of its time, as it was stored: an inode that has others by now is another file.
+    seen: [u64; 4],
+}
+
+fn seen(stat: &Stat) -> [u64; 4] {
+    let kind = u64::from(FileType::from_raw_mode(stat.st_mode).as_raw_mode());
+    [kind, stat.st_size.cast_unsigned(), stat.st_mtime.cast_unsigned(), stat.st_mtime_nsec]
 }
 
 impl First {
+    /// What `stat` tells of is stored under `path`.
+    pub fn new(path: &[u8], stat: &Stat, is_delta: bool) -> Self {
+        Self { path: path.to_vec(), is_delta, seen: seen(stat) }
+    }
+
+    /// Whether the inode still is what was stored. Its number may have been given to another file meanwhile.
+    pub fn is(&self, stat: &Stat) -> bool {
+        self.seen == seen(stat)
+    }
+
     fn encode(&self) -> Vec<u8> {
-        [&[u8::from(self.is_delta)], &self.path[..]].concat()
+        let seen = self.seen.map(u64::to_le_bytes).concat();
+        [&[u8::from(self.is_delta)], &seen[..], &self.path[..]].concat()
     }
 
     fn decode(bytes: &[u8]) -> Option<Self> {
-        let (&flag, path) = bytes.split_first()?;
-        Some(Self { path: path.to_vec(), is_delta: flag == 1 })
+        let (&flag, rest) = bytes.split_first()?;
+        let (words, path) = rest.split_at_checked(32)?;
+        let mut seen = [0; 4];
+        for (word, bytes) in seen.iter_mut().zip(words.as_chunks::<8>().0) {
+            *word = u64::from_le_bytes(*bytes);
+        }
+        Some(Self { path: path.to_vec(), is_delta: flag == 1, seen })
     }
 }
 
@@ -180,7 +205,11 @@ mod tests {
     fn spilled_tables_find_everything() {
         let scratch = || tempfile::tempfile().map_err(failed);
         let mut links = Links::new(&scratch);
-        let path = |n: u64| First { path: format!("some/dir/{n}").into_bytes(), is_delta: n.is_multiple_of(2) };
+        let path = |n: u64| First {
+            path: format!("some/dir/{n}").into_bytes(),
+            is_delta: n.is_multiple_of(2),
+            seen: [0o100_000, n, u64::MAX - n, n % 7],
+        };
         for n in 0..80_000 {
             links.insert((n % 3, n * 64), &path(n)).unwrap();
         }

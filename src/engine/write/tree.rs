@@ -111,7 +111,8 @@ impl Visitor for Tree<'_, '_> {
             if !names.told && !joined.names_changed && !joined.inside_changed {
                 return Ok(());
             }
-            if joined.names_changed && joined.was_filled {
+            // A list of names that lacks some would have these deleted.
+            if joined.names_changed && joined.was_filled && !names.is_cut {
                 let private = names.path.is_empty().then_some(tar::PRIVATE_DIR);
                 dumpdir = Some(increment.dumpdir(&names, private));
             }
@@ -197,6 +198,10 @@ impl Visitor for Tree<'_, '_> {
             }
         }
         self.by_name(leaf, None)
+    }
+
+    fn unseen(&mut self) {
+        self.now.settled = true;
     }
 
     fn warn(&mut self, text: String, incomplete: bool) {
@@ -298,10 +303,11 @@ impl Tree<'_, '_> {
             }
             Err(e) => {
                 self.incomplete(leaf.path, &format!("cannot look at it: {e}"));
+                self.unseen();
                 return Ok(None);
             }
         };
-        let fsid = leaf.systems.fsid(stat.st_dev, leaf.dir);
+        let fsid = leaf.systems.fsid_at(stat.st_dev, leaf.dir, leaf.name);
         let Some(mut entry) = meta::entry(leaf.path, &stat, fsid) else {
             self.incomplete(leaf.path, "is of no kind known here");
             return Ok(None);
@@ -323,6 +329,7 @@ impl Tree<'_, '_> {
                 Ok(target) => entry.link = target.into_bytes(),
                 Err(e) => {
                     self.incomplete(leaf.path, &format!("cannot read the link: {e}"));
+                    self.unseen();
                     return Ok(None);
                 }
             },

@@ -360,6 +360,8 @@ impl Visitor for Census<'_> {
         Ok(None)
     }
 
+    fn unseen(&mut self) {}
+
     fn warn(&mut self, _: String, _: bool) {}
 
     fn go_on(&self) -> Result<()> {

@@ -122,7 +122,7 @@ impl Tree<'_, '_> {
         if stat.st_nlink < 2 || entry.status.has(Status::UNREADABLE) {
             return Ok(());
         }
-        self.links.insert((stat.st_dev, stat.st_ino), &First { path: entry.path.clone(), is_delta })
+        self.links.insert((stat.st_dev, stat.st_ino), &First::new(&entry.path, stat, is_delta))
     }
 
     /// Whether a moved file is known to be the one it was without reading it.
@@ -272,7 +272,7 @@ impl Tree<'_, '_> {
         }
         let short = matches!(end, ReadEnd::Short(_));
         let changed = short || is_changed(stat, &after);
-        if changed && attempt < TRY_COUNT_MAX && !is_grown(stat, &after, short) {
+        if changed && attempt < TRY_COUNT_MAX {
             self.framer.rewind(mark);
             return Ok(Small::Again(after));
         }

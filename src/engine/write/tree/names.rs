@@ -23,12 +23,12 @@ impl Tree<'_, '_> {
         let inode = (stat.st_dev, stat.st_ino);
         let same = match self.links.get(inode)? {
             None => old.entry.kind != EntryKind::HardLink,
-            Some(first) => old.entry.kind == EntryKind::HardLink && first.path == old.entry.link,
+            Some(first) => old.entry.kind == EntryKind::HardLink && first.path == old.entry.link && first.is(&stat),
         };
         if same {
             let entry = old.entry.clone();
             if entry.kind != EntryKind::HardLink {
-                self.links.insert(inode, &First { path: entry.path.clone(), is_delta: false })?;
+                self.links.insert(inode, &First::new(&entry.path, &stat, false))?;
             }
             self.unchanged(&entry);
         }
@@ -41,9 +41,9 @@ impl Tree<'_, '_> {
             return Ok(false);
         }
         let inode = (stat.st_dev, stat.st_ino);
-        let Some(first) = self.links.get(inode)? else {
+        let Some(first) = self.links.get(inode)?.filter(|first| first.is(stat)) else {
             if entry.kind != EntryKind::File && entry.kind != EntryKind::Socket {
-                self.links.insert(inode, &First { path: entry.path.clone(), is_delta: false })?;
+                self.links.insert(inode, &First::new(&entry.path, stat, false))?;
             }
             return Ok(false);
         };
