@@ -120,8 +120,14 @@ pub fn cat(context: &Context<'_>, args: &CatArgs) -> Result<Ended> {
 pub fn export(context: &Context<'_>, args: &ExportArgs) -> Result<Ended> {
     let options = export::Options { snapshot: args.snapshot.parse()?, threads: meaning::threads(context.global)? };
     let (volume, progress) = (context.volume_of(&options.snapshot.job)?, context.progress("export"));
-    with_stdout(|out| export::run(&volume, &options, &progress, out))?;
-    Ok(Ended::Done)
+    let outcome = with_stdout(|out| export::run(&volume, &options, &progress, out))?;
+    if outcome.incomplete == 0 {
+        return Ok(Ended::Done);
+    }
+    let what =
+        format!("warning: {} entries were not stored as they were; .bk/incomplete names them", outcome.incomplete);
+    context.out.fault(&what);
+    Ok(Ended::Incomplete)
 }
 
 pub fn diff(context: &Context<'_>, args: &DiffArgs) -> Result<Ended> {

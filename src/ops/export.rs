@@ -26,14 +26,18 @@ pub struct Options {
 pub struct Outcome {
     /// Bytes of tar.
     pub bytes: u64,
+    /// Entries that are not as they were, or missing; `.bk/incomplete` in the tar names them.
+    pub incomplete: u64,
 }
 
 /// Writes the tar to `out`.
 pub fn run(volume: &Volume, options: &Options, monitor: &dyn Monitor, out: &mut dyn Write) -> Result<Outcome> {
-    let (_, chain) = Chain::find(volume, &options.snapshot)?;
+    let (snapshot, chain) = Chain::find(volume, &options.snapshot)?;
     if !chain.has_tree() {
         return Err(Error::usage(format!("snapshot {} has no tree", chain.shown()))
             .with_hint(format!("`bk cat {} --stream NAME` writes a stream", chain.shown())));
     }
-    Ok(Outcome { bytes: export::write_tree(&chain, options.threads, monitor, out)? })
+    let written = export::write_tree(&chain, options.threads, monitor, out)?;
+    // A directory that could not be read has no entry that says so.
+    Ok(Outcome { bytes: written.bytes, incomplete: written.incomplete.max(snapshot.totals.incomplete) })
 }

@@ -113,14 +113,19 @@ pub fn to_device(volume: &Volume, options: &DeviceOptions, monitor: &dyn Monitor
     let shown = options.device.display();
     let device = open_device(&options.device, len)?;
     monitor.expect(0, len);
-    let mut at = 0;
+    let (mut at, mut hasher) = (0, blake3::Hasher::new());
     content::each_source(chain.runs(), &content.sources, options.threads, monitor, |bytes| {
+        hasher.update(bytes);
         device.write_all_at(bytes, at).map_err(|e| Error::io(format!("cannot write {shown} at {at}"), e))?;
         at += bytes.len() as u64;
         monitor.advance(0, bytes.len() as u64, b"");
         Ok(())
     })?;
     device.sync_all().map_err(|e| Error::io(format!("cannot make {shown} durable"), e))?;
+    if *hasher.finalize().as_bytes() != content.digest.0 {
+        let what = format!("stream {} of snapshot {}: its digest differs", options.stream, chain.shown());
+        return Err(Error::integrity(what).with_hint(format!("what {shown} holds now is not what was stored")));
+    }
     Ok(DeviceOutcome { bytes: at })
 }
 

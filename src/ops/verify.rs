@@ -19,7 +19,7 @@ pub use crate::engine::read::check::{Depth, Fault};
 /// What is asked for.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// The snapshot; all of the volume when `None`.
+    /// The snapshot, with those it is based on; all of the volume when `None`.
     pub snapshot: Option<SnapshotName>,
     /// How deep.
     pub depth: Depth,
@@ -56,7 +56,11 @@ pub fn run(volume: &Volume, options: &Options, monitor: &dyn Monitor) -> Result<
     }
     if let Some(name) = &options.snapshot {
         match catalog::find(volume, name) {
-            Ok(one) => snapshots = vec![one],
+            // Without what it needs it is worth nothing.
+            Ok(one) => {
+                let log = catalog::read(volume, &name.job)?;
+                snapshots = log.chain(&one).unwrap_or_else(|_| vec![one]);
+            }
             // The record itself is damaged: the faults say so.
             Err(e) if e.kind() == crate::error::Kind::Integrity && !outcome.faults.is_empty() => snapshots.clear(),
             Err(e) => return Err(e),

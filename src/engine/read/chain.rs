@@ -325,6 +325,8 @@ pub struct Merged<'a> {
     next: Vec<Option<Row>>,
     /// Errors on the way, told before any row that follows.
     failed: Vec<Error>,
+    /// Of each run, whether rows before its next one could not be read: what older runs have there may be out of date, or gone.
+    lost: Vec<bool>,
     /// Less: ascending; Greater: descending.
     order: Ordering,
     seen: Seen,
@@ -336,7 +338,8 @@ impl<'a> Merged<'a> {
     fn new(chain: &'a Chain, runs: impl Iterator<Item = Rows<'a>>, order: Ordering) -> Self {
         let runs: Vec<_> = runs.collect();
         let next = runs.iter().map(|_| None).collect();
-        let mut merged = Self { chain, runs, next, failed: Vec::new(), order, seen: Seen::default(), dir: None };
+        let (failed, lost) = (Vec::new(), vec![false; runs.len()]);
+        let mut merged = Self { chain, runs, next, failed, lost, order, seen: Seen::default(), dir: None };
         if merged.runs.len() > 1 {
             (0..merged.runs.len()).for_each(|n| merged.advance(n));
         }
@@ -344,6 +347,7 @@ impl<'a> Merged<'a> {
     }
 
     fn advance(&mut self, n: usize) {
+        self.lost[n] = false;
         self.next[n] = loop {
             match self.runs[n].next() {
                 None => break None,
@@ -351,13 +355,16 @@ impl<'a> Merged<'a> {
                     row.run = n;
                     break Some(row);
                 }
-                Some(Err(e)) => self.failed.push(e),
+                Some(Err(e)) => {
+                    self.lost[n] = true;
+                    self.failed.push(e);
+                }
             }
         };
     }
 
-    /// The newest row of the next path, whatever it is.
-    fn newest(&mut self) -> Option<Row> {
+    /// The newest row of the next path, whatever it is, and whether a newer one may have been lost.
+    fn newest(&mut self) -> Option<(Row, bool)> {
         let mut first: Option<usize> = None;
         for n in (0..self.next.len()).rev() {
             let Some(row) = &self.next[n] else { continue };
@@ -371,13 +378,15 @@ impl<'a> Merged<'a> {
         }
         let first = first?;
         let row = self.next[first].take()?;
+        // What newer runs have next comes after it.
+        let is_doubtful = self.lost[first + 1..].contains(&true);
         self.advance(first);
         for n in 0..first {
             if self.next[n].as_ref().is_some_and(|other| other.entry.path == row.entry.path) {
                 self.advance(n);
             }
         }
-        Some(row)
+        Some((row, is_doubtful))
     }
 
     fn is_seen(&mut self, row: &Row) -> Result<bool> {
@@ -404,7 +413,10 @@ impl Iterator for Merged<'_> {
             if let Some(e) = self.failed.pop() {
                 return Some(Err(e));
             }
-            let row = self.newest()?;
+            let (row, is_doubtful) = self.newest()?;
+            if is_doubtful {
+                continue;
+            }
             match self.is_seen(&row) {
                 Ok(true) if row.entry.kind != EntryKind::Removed => return Some(Ok(row)),
                 Ok(_) => {}

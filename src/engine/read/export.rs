@@ -12,7 +12,7 @@ use crate::{
     format::tar::{BLOCK_LEN, END_LEN, padded, write},
     model::{
         entry::{Entry, EntryKind, Status},
-        path,
+        path, show,
     },
     monitor::Monitor,
 };
@@ -50,21 +50,36 @@ pub fn write_stream(
     Ok(done)
 }
 
-/// Writes the whole tree as one tar to `out`; returns its length.
-pub fn write_tree(chain: &Chain, threads: usize, monitor: &dyn Monitor, out: &mut dyn Write) -> Result<u64> {
+/// What was written of a tree.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Written {
+    /// Bytes of tar.
+    pub bytes: u64,
+    /// Entries that are not as they were, or left out; `.bk/incomplete` in the tar names them.
+    pub incomplete: u64,
+}
+
+/// Writes the whole tree as one tar to `out`.
+pub fn write_tree(chain: &Chain, threads: usize, monitor: &dyn Monitor, out: &mut dyn Write) -> Result<Written> {
     if chain.runs().len() == 1 {
-        return write_stored(chain, threads, monitor, out);
+        return Ok(Written { bytes: write_stored(chain, threads, monitor, out)?, incomplete: 0 });
     }
     let contents = Contents::new(chain.runs())?;
     let open = vec![(Vec::new(), VecDeque::new())];
-    let mut tree = Tree { chain, contents, threads, monitor, out, open, done: 0 };
+    let (done, incomplete, note) = (0, 0, Vec::new());
+    let mut tree = Tree { chain, contents, threads, monitor, out, open, done, incomplete, note };
     for row in chain.rows() {
         content::check_interrupted(monitor)?;
         tree.row(&row?)?;
     }
     tree.close_outside(None)?;
+    if !tree.note.is_empty() {
+        let mut member = Vec::new();
+        write::note(b"incomplete", &tree.note, &mut member);
+        tree.put(&member)?;
+    }
     tree.put(&[0; END_LEN])?;
-    Ok(tree.done)
+    Ok(Written { bytes: tree.done, incomplete: tree.incomplete })
 }
 
 /// Level 0: the tar lies there as it is.
@@ -98,6 +113,9 @@ struct Tree<'a> {
     /// Directories on the way down, each with those in it whose turn has not come.
     open: Vec<(Vec<u8>, VecDeque<Entry>)>,
     done: u64,
+    incomplete: u64,
+    /// The text of `.bk/incomplete`.
+    note: Vec<u8>,
 }
 
 impl Tree<'_> {
@@ -136,6 +154,10 @@ impl Tree<'_> {
 
     fn row(&mut self, row: &Row) -> Result<()> {
         let entry = &row.entry;
+        if entry.status.is_incomplete() {
+            self.incomplete += 1;
+            self.note.extend_from_slice(format!("{}: {}\n", show::name(&entry.path), entry.status.show()).as_bytes());
+        }
         if entry.path.is_empty() {
             return self.header(entry);
         }

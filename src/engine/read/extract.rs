@@ -115,7 +115,7 @@ struct Pass<'a> {
     half_made: HashSet<Vec<u8>>,
     /// Directories that could not be made.
     blocked: HashSet<Vec<u8>>,
-    /// Directories made only because something taken lies below them.
+    /// Directories made, by this restore or one that did not end, only because something taken lies below them.
     implied: HashSet<Vec<u8>>,
     has_links: bool,
 }
@@ -148,7 +148,8 @@ impl<'a> Pass<'a> {
             let row = match row {
                 Ok(row) => row,
                 Err(e) => {
-                    self.shared.outcome().fault(b"", format!("entries of the index: {e}"));
+                    // Nor are entries of older snapshots taken in their place.
+                    self.shared.outcome().fault(b"", format!("entries of the index are lost: {e}"));
                     continue;
                 }
             };
@@ -209,12 +210,35 @@ impl<'a> Pass<'a> {
                 implied.insert(made.to_vec());
             });
             let fd = fd.map_err(|e| failed("open its directory", e))?;
+            self.look_above(dir)?;
             self.parent = Some((dir.to_vec(), fd));
         }
         match &self.parent {
             Some((_, fd)) => Ok(fd),
             None => Err(Error::new(Kind::Other, "no directory")),
         }
+    }
+
+    /// What is known of directories that are not taken themselves, from `dir` up: those that this run did not make were there
+    /// before, and a restore that did not end may have made them.
+    fn look_above(&mut self, dir: &[u8]) -> Result<()> {
+        let mut at = dir;
+        while !at.is_empty() && !self.options.taken.wants_anywhere(at, true) {
+            if self.existed.contains(at) {
+                return Ok(());
+            }
+            if !self.implied.contains(at) {
+                let fd = self.shared.target.dir(at).map_err(|e| failed("open its directory", e))?;
+                let stat = rustix::fs::fstat(&fd).map_err(|e| failed("stat its directory", e))?;
+                if target::is_half_made(stat.st_mode) {
+                    self.implied.insert(at.to_vec());
+                }
+                self.existed.insert(at.to_vec());
+                self.shared.target.sweep(at);
+            }
+            at = path::split(at).0;
+        }
+        Ok(())
     }
 
     fn directory(&mut self, entry: &Entry) -> Result<()> {
@@ -264,6 +288,7 @@ impl<'a> Pass<'a> {
         let overwrite = self.options.overwrite;
         let replace = if overwrite == Overwrite::Never { Replace::Never } else { Replace::Any };
         let (dir, name) = path::split(&entry.path);
+        self.parent(&entry.path)?;
         // In a directory this run made there is nothing.
         let may_exist = dir.is_empty() || self.existed.contains(dir);
         let fd = self.parent(&entry.path)?;

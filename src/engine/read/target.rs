@@ -160,11 +160,11 @@ impl Target {
         format!("{TEMP_PREFIX}{:016x}-{serial:x}", self.random)
     }
 
-    /// A new file in `dir` that has no name yet.
+    /// A new file in `dir` that has no name yet; it can be read back.
     pub fn new_file(&self, dir: BorrowedFd<'_>, mode: Mode) -> rustix::io::Result<NewFile> {
-        let flags = OFlags::WRONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+        let flags = OFlags::RDWR | OFlags::CLOEXEC | OFlags::NOFOLLOW;
         if !self.no_unnamed.load(Ordering::Relaxed) {
-            match rustix::fs::openat(dir, ".", OFlags::WRONLY | OFlags::CLOEXEC | OFlags::TMPFILE, mode) {
+            match rustix::fs::openat(dir, ".", OFlags::RDWR | OFlags::CLOEXEC | OFlags::TMPFILE, mode) {
                 Ok(fd) => return Ok(NewFile { file: File::from(fd), temp: None }),
                 Err(Errno::OPNOTSUPP | Errno::ISDIR | Errno::INVAL | Errno::NOSYS) => {
                     self.no_unnamed.store(true, Ordering::Relaxed)

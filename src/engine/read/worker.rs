@@ -35,11 +35,15 @@ use crate::{
         tar::{padded, read::TarReader},
     },
     model::{
+        digest::Digest,
         entry::{Entry, EntryKind, Run},
         path,
     },
     monitor::Monitor,
 };
+
+/// A content is read back in pieces of this length, bytes.
+const READ_BACK_LEN: usize = 256 << 10;
 
 /// What all threads of a restore share.
 pub struct Shared<'a> {
@@ -391,7 +395,9 @@ impl<'a> Writer<'a> {
         if large.left.fetch_sub(len, Ordering::AcqRel) == len && !large.failed.load(Ordering::Acquire) {
             let opened = lock(&large.file).take().and_then(Arc::into_inner);
             let finished = match opened {
-                Some(opened) => self.finish(opened, &large.task.entry, large.task.replace),
+                Some(opened) => self
+                    .check_put_together(&opened.new.file, &large.task)
+                    .and_then(|()| self.finish(opened, &large.task.entry, large.task.replace)),
                 None => Err(Error::new(Kind::Other, "the file was lost on the way")),
             };
             match finished {
@@ -403,6 +409,19 @@ impl<'a> Writer<'a> {
             }
         }
         len
+    }
+
+    /// Reads back a content that was put together from several places: that each of them was right says nothing of the whole.
+    fn check_put_together(&self, file: &File, task: &Task) -> Result<()> {
+        if task.entry.map.is_none() {
+            return Ok(());
+        }
+        let digest = content_digest(file, &task.entry)?;
+        if digest == task.content.digest {
+            return Ok(());
+        }
+        let (stored, read) = (task.content.digest.short(), digest.short());
+        Err(Error::integrity(format!("its digest differs (stored {stored}…, put together {read}…)")))
     }
 
     fn put_piece(&mut self, large: &Large, frame: &Frame, plain: &[u8], (from, to): (u64, u64), at: u64) -> Result<()> {
@@ -437,6 +456,23 @@ pub fn put_content(file: &File, entry: &Entry, at: u64, bytes: &[u8]) -> Result<
         }
     }
     Ok(())
+}
+
+/// BLAKE3 of the content of a file that was written as `entry` says: of a sparse one, of its data runs joined.
+pub fn content_digest(file: &File, entry: &Entry) -> Result<Digest> {
+    let whole = [Run { offset: 0, len: entry.size }];
+    let mut hasher = blake3::Hasher::new();
+    let mut buf = vec![0; READ_BACK_LEN];
+    for &Run { offset, len } in entry.sparse.as_deref().unwrap_or(&whole) {
+        let mut at = offset;
+        while at < offset + len {
+            let now = usize::try_from(offset + len - at).unwrap_or(usize::MAX).min(READ_BACK_LEN);
+            file.read_exact_at(&mut buf[..now], at).map_err(|e| failed_io("read the file back", &e))?;
+            hasher.update(&buf[..now]);
+            at += now as u64;
+        }
+    }
+    Ok(Digest(*hasher.finalize().as_bytes()))
 }
 
 /// The tar headers of a frame, read along with the files taken from it.

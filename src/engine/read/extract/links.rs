@@ -117,15 +117,17 @@ impl Pass<'_> {
             Decision::Fix(stat) => return self.fix(&own, &stat),
             Decision::Write(replace) => replace,
         };
-        let Some(Located { sources, .. }) = content else { return self.without_content(&own, replace) };
+        let Some(Located { sources, digest, .. }) = content else { return self.without_content(&own, replace) };
         let shared = self.shared;
         let left = Writer::new(shared).place(&own, replace, &mut |file| {
-            let mut at = 0;
+            let (mut at, mut hasher) = (0, blake3::Hasher::new());
             content::each_source(shared.chain.runs(), &sources, 1, shared.monitor, |bytes| {
                 put_content(file, &own, at, bytes)?;
+                hasher.update(bytes);
                 at += bytes.len() as u64;
                 Ok(())
-            })
+            })?;
+            if *hasher.finalize().as_bytes() == digest.0 { Ok(()) } else { Err(Error::integrity("its digest differs")) }
         })?;
         shared.written(&own, left);
         shared.monitor.advance(1, own.stored_len, &own.path);
