@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
 """What `bk tune` predicts beside what whole runs take, of three kinds of data.
 
-    benches/tune.py [--only KIND,…] [--time 60s] [--runs N] [--seconds-max S] [--work DIR]
+    benches/tune.py [--only KIND,…] [--time 60s] [--runs N] [--mb N] [--seconds-max S] [--work DIR]
 
-Kinds: kernel (Debian's linux-source-6.1), dump (pg_dump of pgbench, about 580 MB, by standard input), media (what compressed files this machine has
-below /usr, then noise, 600 MB). Works on tmpfs. Of each kind all that `bk tune` measured with the usual frames is run, in turn, as often as --runs
-says, as long as it is predicted to take less than --seconds-max; the table has the medians.
+Kinds: kernel (Debian's linux-source-6.1), dump (pg_dump of pgbench, by standard input), media (what compressed files this machine has below
+/usr, then noise), these two of about --mb megabytes. Works on tmpfs. Of each kind all that `bk tune` measured with the usual frames is run, in
+turn, as often as --runs says, as long as it is predicted to take less than --seconds-max; the table has the medians.
 """
 
 import argparse, json, os, shutil, subprocess, sys
@@ -18,7 +18,7 @@ PREFIX = os.environ.get("BK_BENCH_PREFIX", "") + " "
 MEDIA_SUFFIXES = (".gz", ".xz", ".png", ".jpg", ".deb", ".crate", ".zst", ".bz2")
 
 
-def media(root, size=600_000_000):
+def media(root, size):
     """Compressed files, numbered, and noise up to `size`, in files of up to 8 MB."""
     if os.path.isdir(root):
         return root
@@ -62,6 +62,7 @@ def main():
     parser.add_argument("--only", default="kernel,dump,media")
     parser.add_argument("--time", default="60s")
     parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--mb", type=int, default=2000)
     parser.add_argument("--seconds-max", type=float, default=15)
     parser.add_argument("--work", default="/dev/shm/bk-tune")
     args = parser.parse_args()
@@ -71,10 +72,10 @@ def main():
     for kind in args.only.split(","):
         if kind == "dump":
             path = f"{work}/pg.sql"
-            os.path.exists(path) or real_dump(path, work, scale=60) or sys.exit("no PostgreSQL, or not root")
+            os.path.exists(path) or real_dump(path, work, scale=args.mb * 10 // 97) or sys.exit("no PostgreSQL, or not root")
             what, of = f"--stdin pg < {path}", f"--stdin --size {os.path.getsize(path)} < {path}"
         else:
-            tree = kernel(work) if kind == "kernel" else media(f"{work}/media")
+            tree = kernel(work) if kind == "kernel" else media(f"{work}/media", args.mb * 1_000_000)
             what = of = f"-C {tree} ."
         sh(f"rm -rf v; {BK} volume create -q v", cwd=work)
         warm(work)

@@ -23,7 +23,7 @@ use crate::{
 pub fn run(context: &Context<'_>, args: &CopyArgs) -> Result<Ended> {
     let what = args.what.iter().map(|text| match text.contains('/') {
         true => text.parse().map(What::Snapshot),
-        false => text.parse().map(What::Job),
+        false => context.stored(&text.parse()?).map(What::Job),
     });
     let request = Request {
         what: what.collect::<Result<_>>()?,

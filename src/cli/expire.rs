@@ -27,7 +27,7 @@ pub fn run(context: &Context<'_>, args: &ExpireArgs) -> Result<Ended> {
         return recorded(context, &outcome);
     }
     let request = Request {
-        job: args.job.as_ref().map(|job| job.parse()).transpose()?,
+        job: args.job.as_ref().map(|job| context.stored(&job.parse()?)).transpose()?,
         node: context.node(args.node.as_ref())?,
         allow_last: args.allow_last,
         yes: args.yes,

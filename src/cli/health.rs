@@ -1,6 +1,6 @@
 //! `bk check`, and the numbers of `bk snapshot --metrics`
 
-use std::{fmt::Write as _, path::Path};
+use std::{collections::BTreeMap, fmt::Write as _, path::Path};
 
 pub use crate::ops::health::Ran;
 
@@ -10,13 +10,14 @@ use crate::{
     config::{
         job::{Chosen, Job},
         keys::CheckText,
+        meaning::Named,
         typed::CheckArgs,
         volume::Target,
     },
     error::{Error, Result},
     model::{ids::Name, show, span::Span, time::Lifetime, units::parse_size},
-    ops::health::{self, Outcome},
-    plan::health::{Finding, Limit, Limits, Metric, Status},
+    ops::health::{self, Jobs, Outcome},
+    plan::health::{Finding, Health, Limit, Limits, Metric, Status},
 };
 
 /// A snapshot that holds so many percent less than the one of its level before is worth a warning.
@@ -26,18 +27,31 @@ pub fn run(context: &Context<'_>, args: &CheckArgs) -> Result<Ended> {
     // What is typed wrongly is said in the way of every verb; all else in the way of a monitoring system.
     let typed = limits(args)?;
     let jobs = args.jobs.iter().map(|job| job.parse()).collect::<Result<Vec<Name>>>()?;
-    let volume = jobs.first().map_or_else(|| context.volume(), |job| context.volume_of(job));
-    let found = volume.and_then(|volume| health::run(&volume, &jobs, &|job| of_job(context, job, &typed), &System));
-    let outcome = match found {
-        Ok(outcome) => outcome,
-        Err(e) => {
-            let mut health = crate::plan::health::Health::default();
-            health.find(Status::Unknown, e.to_string());
-            Outcome { status: Status::Unknown, health }
+    let mut health = Health::default();
+    let groups = groups(context, &jobs).unwrap_or_else(|e| {
+        health.find(Status::Unknown, e.to_string());
+        Vec::new()
+    });
+    let is_one = groups.len() == 1;
+    for (name, jobs) in groups {
+        let volume = context.target(name.map(Named::Volume)).and_then(|target| super::open(&target));
+        match volume.and_then(|volume| health::run(&volume, &jobs, &|job| of_job(context, job, &typed), &System)) {
+            Ok(mut outcome) => {
+                let of_volume = outcome.health.metrics.iter_mut().filter(|metric| metric.job.is_none());
+                of_volume.for_each(|metric| metric.volume = name.filter(|_| !is_one).cloned());
+                health.findings.extend(outcome.health.findings);
+                health.metrics.extend(outcome.health.metrics);
+            }
+            Err(e) => health.find(Status::Unknown, e.to_string()),
         }
-    };
-    if let Some(path) = &args.prometheus {
-        health::replace(path, &health::prometheus(Some(&outcome), None))?;
+    }
+    let mut outcome = Outcome { status: health.status(), health };
+    if let Some(path) = &args.prometheus
+        && let Err(e) = health::replace(path, &health::prometheus(Some(&outcome), None))
+    {
+        // Whatever was found is told all the same.
+        outcome.health.find(Status::Warning, e.to_string());
+        outcome.status = outcome.health.status();
     }
     if context.out.is_json() {
         context.out.object("result", &outcome)?;
@@ -45,6 +59,31 @@ pub fn run(context: &Context<'_>, args: &CheckArgs) -> Result<Ended> {
         context.out.line(&text(&outcome))?;
     }
     Ok(Ended::Health(outcome.status))
+}
+
+/// What is to be looked at, by volume: as typed (none where that is no configured name), or all that is configured.
+fn groups<'c>(context: &'c Context<'_>, typed: &[Name]) -> Result<Vec<(Option<&'c Name>, Jobs)>> {
+    let jobs = typed.iter().map(|job| context.stored(job)).collect::<Result<Vec<Name>>>()?;
+    if context.has_typed_volume() {
+        return Ok(vec![(None, if jobs.is_empty() { Jobs::All } else { Jobs::Named(jobs) })]);
+    }
+    let config = context.config()?;
+    let default = config.default_volume();
+    let mut groups: BTreeMap<Option<&Name>, Vec<Name>> = BTreeMap::new();
+    for job in &jobs {
+        groups.entry(config.volume_of(job).or(default)).or_default().push(job.clone());
+    }
+    if !jobs.is_empty() {
+        return Ok(groups.into_iter().map(|(volume, jobs)| (volume, Jobs::Named(jobs))).collect());
+    }
+    for name in config.text.job.keys() {
+        let job = context.stored(name)?;
+        groups.entry(config.volume_of(&job).or(default)).or_default().push(job);
+    }
+    // Whose job is not configured here is another node's, or was.
+    groups.entry(default).or_default();
+    let expected = |volume: Option<&Name>, names| Jobs::Expected { names, all: volume == default };
+    Ok(groups.into_iter().map(|(volume, names)| (volume, expected(volume, names))).collect())
 }
 
 /// `BK OK - home/17 of level 1 is 3 h old | 'home_age_seconds'=10800s;93600;180000`, then what else there is to say.
@@ -72,7 +111,7 @@ fn text(outcome: &Outcome) -> String {
 
 /// `'home_age_seconds'=10800s;93600;180000`; where little is too little, limits are ranges that end in nothing.
 fn performance(metric: &Metric) -> String {
-    let job = metric.job.as_ref().map_or_else(String::new, |job| format!("{job}_"));
+    let job = metric.job.as_ref().or(metric.volume.as_ref()).map_or_else(String::new, |name| format!("{name}_"));
     let level = metric.level.map_or_else(String::new, |level| format!("_{level}"));
     let unit = match metric.name.rsplit('_').next() {
         Some("seconds") => "s",
@@ -150,7 +189,8 @@ pub fn after_run(context: &Context<'_>, path: &Path, target: &Target, ran: Resul
     let written = ran.and_then(|ran| {
         // A volume that cannot be reached is told by the exit code.
         let outcome = super::open(target).and_then(|volume| {
-            health::run(&volume, std::slice::from_ref(&ran.job), &|_| Ok(Limits::default()), &System)
+            let limits = |job: &Name| of_job(context, job, &Limits::default());
+            health::run(&volume, &Jobs::Named(vec![ran.job.clone()]), &limits, &System)
         });
         health::replace(path, &health::prometheus(outcome.ok().as_ref(), Some(&ran)))
     });

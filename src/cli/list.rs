@@ -4,7 +4,7 @@ use super::{Context, Ended};
 use crate::{clock::System, config::typed::ListArgs, error::Result, model::units::show_size, ops::list};
 
 pub fn run(context: &Context<'_>, args: &ListArgs) -> Result<Ended> {
-    let job = args.job.as_ref().map(|job| job.parse()).transpose()?;
+    let job = args.job.as_ref().map(|job| context.stored(&job.parse()?)).transpose()?;
     let volume = job.as_ref().map_or_else(|| context.volume(), |job| context.volume_of(job))?;
     let found = list::run(&volume, job.as_ref(), &System)?;
     let out = context.out;

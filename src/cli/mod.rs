@@ -33,6 +33,7 @@ use clap::Parser;
 use crate::{
     config::{
         file::Config,
+        job::{Chosen, Job},
         meaning::{self, Named},
         typed::{Cli, Command, Global},
         volume::Target,
@@ -167,6 +168,26 @@ impl Context<'_> {
     /// Which volume is meant.
     fn target(&self, named: Option<Named<'_>>) -> Result<Target> {
         meaning::target(self.global, &self.access()?, &|| self.config(), named)
+    }
+
+    /// Whether a volume was typed, or stands in the environment: then no configuration is needed.
+    fn has_typed_volume(&self) -> bool {
+        self.global.volume.as_ref().is_some_and(|path| !path.as_os_str().is_empty())
+    }
+
+    /// A job's name on the volume: that of a configured job with `per_node` is this node's own.
+    fn stored(&self, job: &Name) -> Result<Name> {
+        let config = match self.config() {
+            Err(_) if self.has_typed_volume() => return Ok(job.clone()),
+            config => config?,
+        };
+        // What is wrong with a job is said by who runs it.
+        let open = Chosen { is_open: true, ..Chosen::default() };
+        let Ok(configured) = Job::resolve(config, job, &open) else { return Ok(job.clone()) };
+        match &configured.text.node {
+            Some(node) => configured.stored_name(node.as_str()),
+            None => configured.stored_name(&self.node(None)?),
+        }
     }
 
     /// The volume as a reader wants it: records it has seen before are not fetched again.

@@ -21,7 +21,7 @@ const FOLLOW_EVERY: Duration = Duration::from_secs(2);
 const TICK: Duration = Duration::from_millis(100);
 
 pub fn run(context: &Context<'_>, args: &StatusArgs) -> Result<Ended> {
-    let job = args.job.as_ref().map(|job| job.parse::<Name>()).transpose()?;
+    let job = args.job.as_ref().map(|job| context.stored(&job.parse()?)).transpose()?;
     let volume = job.as_ref().map_or_else(|| context.volume(), |job| context.volume_of(job))?;
     loop {
         let rows = status::run(&volume, job.as_ref(), &System)?;
@@ -88,7 +88,7 @@ fn show_rows(context: &Context<'_>, volume: &Volume, job: Option<&Name>, rows: &
 }
 
 pub fn abort(context: &Context<'_>, args: &AbortArgs) -> Result<Ended> {
-    let job: Name = args.job.parse()?;
+    let job = context.stored(&args.job.parse()?)?;
     let node = context.node(args.node.as_ref())?;
     let asked = status::abort(&context.volume_itself_of(&job)?, &job, (&node, args.comment.as_deref()), &System)?;
     if context.out.is_json() {

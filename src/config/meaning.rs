@@ -57,23 +57,25 @@ pub fn target<'c>(
         _ => typed,
     };
     if let Some(path) = typed {
-        let name = path.to_str().and_then(|text| text.parse::<Name>().ok());
-        return match name.filter(|_| !path.is_dir()) {
-            // A directory of this name is meant when there is one, unless the configuration has the name, too.
-            Some(name) if config()?.text.volume.is_empty() => typed_place(name.as_str().into(), access.clone()),
-            Some(name) => Target::configured(config()?, &name, access),
-            None => match path.to_str().and_then(|text| text.parse::<Name>().ok()) {
-                Some(name) if config()?.volume(&name).is_some() => Target::configured(config()?, &name, access),
-                _ => typed_place(path, access.clone()),
-            },
+        let Some(name) = path.to_str().and_then(|text| text.parse::<Name>().ok()) else {
+            return typed_place(path, access.clone());
+        };
+        // A directory of this name is meant when there is one, unless the configuration has the name, too.
+        let is_dir = path.is_dir();
+        return match config() {
+            Ok(config) if config.volume(&name).is_some() => Target::configured(config, &name, access),
+            Ok(config) if !is_dir && !config.text.volume.is_empty() => Target::configured(config, &name, access),
+            Err(e) if !is_dir => Err(e),
+            Ok(_) | Err(_) => typed_place(path, access.clone()),
         };
     }
     let config = config()?;
-    let of_job = match named {
+    let meant = match named {
         Some(Named::Job(job)) => config.volume_of(job),
+        Some(Named::Volume(name)) => Some(name),
         _ => None,
     };
-    match of_job.or_else(|| config.default_volume()) {
+    match meant.or_else(|| config.default_volume()) {
         Some(name) => Target::configured(config, name, access),
         None => Err(no_volume(config)),
     }
@@ -84,6 +86,8 @@ pub fn target<'c>(
 pub enum Named<'a> {
     /// The volume of this job, by its name on the volume.
     Job(&'a Name),
+    /// The configured volume of this name.
+    Volume(&'a Name),
     /// This one.
     Place(&'a Path),
 }

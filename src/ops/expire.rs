@@ -28,7 +28,8 @@ use crate::{
     volume::{Item, Volume},
 };
 
-/// A run that was not recorded is swept when it began this long ago: long after any run has ended, seconds.
+/// A run that was not recorded is swept when it began, and last stored anything, this long ago, seconds. One that goes on says how
+/// far it is every few seconds.
 pub const SWEEP_GRACE_SECONDS: u64 = 24 * 3600;
 
 /// More runs than this that look whole and have no record are not swept without a yes.
@@ -237,7 +238,7 @@ impl Job<'_> {
             let name = |item: &Item| item.key.rsplit('/').next().is_some_and(|name| name.starts_with("copy."));
             self.notes.get(run).is_some_and(|items| items.iter().any(name))
         };
-        let orphans = self.lying.iter().filter(|(run, _)| !log.knows(**run) && self.is_old(**run));
+        let orphans = self.lying.iter().filter(|(run, _)| !log.knows(**run) && self.is_over(**run));
         let (whole, half): (Vec<_>, Vec<_>) = orphans.partition(|(run, items)| is_whole(items) && !is_copy(run));
         let keep = whole.len() > WHOLE_ORPHANS_MAX && !self.request.yes;
         let kept = if keep { whole.len() } else { 0 };
@@ -245,13 +246,16 @@ impl Job<'_> {
         (runs.take(NAMES_MAX).map(|(run, _)| RunName(*run)).collect(), kept)
     }
 
-    fn is_old(&self, run: RunId) -> bool {
-        run.unix_ms().saturating_add(self.request.sweep_grace.saturating_mul(1000)) <= self.unix_ms
+    /// Whether a run that no record names has ended, however it did: nothing of it is younger than the grace.
+    fn is_over(&self, run: RunId) -> bool {
+        let items = self.lying.get(&run).into_iter().chain(self.notes.get(&run)).flatten();
+        let last = items.filter_map(|item| item.stored_unix_ms).fold(run.unix_ms(), u64::max);
+        last.saturating_add(self.request.sweep_grace.saturating_mul(1000)) <= self.unix_ms
     }
 
-    /// Deletes what lies below `runs/` of runs that have ended, or began long ago: nothing depends on it.
+    /// Deletes what lies below `runs/` of runs that have ended: nothing depends on it.
     fn tidy(&self, log: &JobLog) -> Result<()> {
-        let ended = self.notes.iter().filter(|(run, _)| log.knows(**run) || self.is_old(**run));
+        let ended = self.notes.iter().filter(|(run, _)| log.knows(**run) || self.is_over(**run));
         let keys: Vec<String> = ended.flat_map(|(_, items)| items.iter().map(|item| item.key.clone())).collect();
         self.volume.store.delete_all(&keys)
     }

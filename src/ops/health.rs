@@ -24,15 +24,44 @@ pub struct Outcome {
     pub health: Health,
 }
 
-/// Looks at `jobs`, or at all of the volume; `limits` tells those of a job.
+/// Which jobs of a volume are looked at.
+#[derive(Clone, Debug)]
+pub enum Jobs {
+    /// These; one without a snapshot is critical.
+    Named(Vec<Name>),
+    /// All there are on the volume.
+    All,
+    /// Those that ought to be there; with `all`, all others on the volume, too.
+    Expected {
+        /// Their names on the volume.
+        names: Vec<Name>,
+        /// The others, too.
+        all: bool,
+    },
+}
+
+/// Looks at `jobs`; `limits` tells those of a job.
 pub fn run(
     volume: &Volume,
-    jobs: &[Name],
+    jobs: &Jobs,
     limits: &dyn Fn(&Name) -> Result<Limits>,
     clock: &dyn Clock,
 ) -> Result<Outcome> {
     let now = clock.now()?;
-    let all = if jobs.is_empty() { catalog::jobs(volume)? } else { jobs.to_vec() };
+    let there = match jobs {
+        Jobs::Named(_) => Vec::new(),
+        Jobs::All | Jobs::Expected { .. } => catalog::jobs(volume)?,
+    };
+    let mut all = match jobs {
+        Jobs::Named(names) => names.clone(),
+        Jobs::All => there.clone(),
+        Jobs::Expected { names, all: false } => names.clone(),
+        Jobs::Expected { names, all: true } => names.iter().chain(&there).cloned().collect(),
+    };
+    if !matches!(jobs, Jobs::Named(_)) {
+        all.sort();
+        all.dedup();
+    }
     let mut health = Health::default();
     if all.is_empty() {
         health.find(Status::Unknown, format!("{} has no job", volume.shown));
@@ -40,6 +69,10 @@ pub fn run(
     let mut space = Limits::default();
     for job in &all {
         let limits = limits(job)?;
+        if matches!(jobs, Jobs::Expected { .. }) && !there.contains(job) && !limits.has_age() {
+            health.find(Status::Warning, format!("{job} is configured and has no snapshot yet"));
+            continue;
+        }
         // Of several jobs the one that wants most room.
         space.free.warn = space.free.warn.max(limits.free.warn);
         space.free.crit = space.free.crit.max(limits.free.crit);
@@ -115,8 +148,9 @@ impl Ran {
 pub fn prometheus(outcome: Option<&Outcome>, ran: Option<&Ran>) -> String {
     let mut text = String::new();
     let mut names: Vec<&str> = Vec::new();
-    let metrics: &[Metric] = outcome.map_or(&[], |outcome| &outcome.health.metrics);
-    for metric in metrics {
+    let mut metrics: Vec<Metric> = outcome.map_or_else(Vec::new, |outcome| outcome.health.metrics.clone());
+    for metric in &mut metrics {
+        metric.job = metric.job.take().or_else(|| ran.map(|ran| ran.job.clone()));
         if !names.contains(&metric.name) {
             names.push(metric.name);
         }
@@ -126,7 +160,8 @@ pub fn prometheus(outcome: Option<&Outcome>, ran: Option<&Ran>) -> String {
         for metric in metrics.iter().filter(|metric| metric.name == name) {
             let job = metric.job.iter().map(|job| format!("job=\"{job}\""));
             let level = metric.level.iter().map(|level| format!("level=\"{level}\""));
-            let labels = job.chain(level).collect::<Vec<_>>().join(",");
+            let volume = metric.volume.iter().map(|volume| format!("volume=\"{volume}\""));
+            let labels = job.chain(level).chain(volume).collect::<Vec<_>>().join(",");
             let labels = if labels.is_empty() { labels } else { format!("{{{labels}}}") };
             let _ = writeln!(text, "bk_{name}{labels} {}", metric.value);
         }
@@ -138,7 +173,9 @@ pub fn prometheus(outcome: Option<&Outcome>, ran: Option<&Ran>) -> String {
             Status::Critical => 2,
             Status::Unknown => 3,
         };
-        let _ = writeln!(text, "# TYPE bk_check_status gauge\nbk_check_status {code}");
+        // Files of several jobs lie in one directory: no two may have the same number.
+        let label = ran.map_or_else(String::new, |ran| format!("{{job=\"{}\"}}", ran.job));
+        let _ = writeln!(text, "# TYPE bk_check_status gauge\nbk_check_status{label} {code}");
     }
     if let Some(Ran { job, exit, seconds, ended_at }) = ran {
         let mut one = |name: &str, value: String| {
@@ -188,12 +225,14 @@ mod tests {
         let ran = Ran { job, exit: 3, seconds: 1.5, ended_at: 9 };
         let expected = "# TYPE bk_age_seconds gauge\nbk_age_seconds{job=\"db\"} 5\nbk_age_seconds{job=\"home\"} 8\n\
                         # TYPE bk_level_age_seconds gauge\nbk_level_age_seconds{job=\"db\",level=\"0\"} 6\n\
-                        # TYPE bk_volume_free_bytes gauge\nbk_volume_free_bytes 7\n\
-                        # TYPE bk_check_status gauge\nbk_check_status 1\n\
+                        # TYPE bk_volume_free_bytes gauge\nbk_volume_free_bytes{job=\"db\"} 7\n\
+                        # TYPE bk_check_status gauge\nbk_check_status{job=\"db\"} 1\n\
                         # TYPE bk_run_exit_code gauge\nbk_run_exit_code{job=\"db\"} 3\n\
                         # TYPE bk_run_seconds gauge\nbk_run_seconds{job=\"db\"} 1.500\n\
                         # TYPE bk_run_ended_at_seconds gauge\nbk_run_ended_at_seconds{job=\"db\"} 9\n";
         assert_eq!(prometheus(Some(&outcome), Some(&ran)), expected);
+        let check = prometheus(Some(&outcome), None);
+        assert!(check.contains("\nbk_volume_free_bytes 7\n") && check.contains("\nbk_check_status 1\n"), "{check}");
     }
 
     #[test]

@@ -15,7 +15,7 @@ use crate::{
 
 /// Clocks of nodes may differ by this much, seconds; a stamp further ahead of now is a wrong clock.
 const SKEW_SECONDS_MAX: i64 = 300;
-/// More than one in this many of a job's snapshots at once wants a yes.
+/// More than one in this many of a job's snapshots at once wants a yes; one that others of them need goes with these, and does not count.
 const SHARE: usize = 5;
 
 /// What the plan is made for.
@@ -112,9 +112,20 @@ pub fn plan(log: &JobLog, unusable: &BTreeSet<u64>, options: Options) -> Result<
     }
     let go: Vec<u64> = live.keys().rev().copied().filter(|seq| fates[seq] == Fate::Go).collect();
     // One at a time is what a daily run of a short series comes to.
-    let refused = (!options.yes && go.len() > 1 && go.len() * SHARE > live.len())
-        .then(|| format!("{} of {} snapshots of {} would go at once, more than 20 %", go.len(), live.len(), log.job));
+    let (going, all) = (tops(&live, |seq| fates[&seq] == Fate::Go), tops(&live, |_| true));
+    let refused = (!options.yes && going > 1 && going * SHARE > all).then(|| {
+        let chains = if all < live.len() { " (a chain that goes whole counts as one)" } else { "" };
+        format!("{going} of {all} snapshots of {} would go at once, more than 20 %{chains}", log.job)
+    });
     Ok(Plan { fates, go, refused })
+}
+
+/// How many of the live snapshots with `is` are the base of no other of them.
+fn tops(live: &BTreeMap<u64, &State>, is: impl Fn(u64) -> bool) -> usize {
+    let counted = || live.iter().filter(|(seq, _)| is(**seq));
+    let bases: BTreeSet<u64> =
+        counted().filter_map(|(_, state)| state.snapshot.base.as_ref().map(|base| base.seq)).collect();
+    counted().filter(|(seq, _)| !bases.contains(seq)).count()
 }
 
 fn by_itself(state: &State, now: Instant) -> Fate {
@@ -264,6 +275,27 @@ mod tests {
         made.snapshot(0, None, Some(1));
         made.snapshot(0, None, None);
         assert!(plan(&made.log, &BTreeSet::new(), no(20)).unwrap().refused.is_none(), "1 of 2");
+    }
+
+    #[test]
+    fn a_chain_that_goes_whole_counts_as_one() {
+        let no = |now| Options { now: day(now), allow_last: false, yes: false };
+        // Two chains of seven levels, and the first level of a third one, as in two weeks of levels 0 to 6.
+        let weeks = |expires: [i64; 2]| {
+            let mut made = Made::new();
+            for (chain, on) in expires.into_iter().enumerate() {
+                made.snapshot(0, None, Some(on));
+                for level in 1..7 {
+                    made.snapshot(level, Some(chain as u64 * 7 + u64::from(level)), Some(on));
+                }
+            }
+            made.snapshot(0, None, None);
+            made
+        };
+        let planned = plan(&weeks([20, 40]).log, &BTreeSet::new(), no(30)).unwrap();
+        assert_eq!((planned.go.len(), planned.refused), (7, None));
+        let refused = plan(&weeks([20, 20]).log, &BTreeSet::new(), no(60)).unwrap().refused.unwrap();
+        assert!(refused.contains("2 of 3 snapshots") && refused.contains("counts as one"), "{refused}");
     }
 
     #[test]

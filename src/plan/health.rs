@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 
 use serde::Serialize;
 
-use super::log::JobLog;
+use super::{interval::is_ahead, log::JobLog};
 use crate::{
     format::record::Snapshot,
     model::{
@@ -37,6 +37,13 @@ pub struct Limit {
     pub warn: Option<u64>,
     /// Critical from here on.
     pub crit: Option<u64>,
+}
+
+impl Limits {
+    /// Whether any age is too old.
+    pub fn has_age(&self) -> bool {
+        self.age != Limit::default() || self.level_age.iter().any(|limit| *limit != Limit::default())
+    }
 }
 
 impl Limit {
@@ -101,6 +108,9 @@ pub struct Metric {
     pub job: Option<Name>,
     /// Of which level.
     pub level: Option<u8>,
+    /// On which volume, by its configured name, where several were looked at.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub volume: Option<Name>,
     /// The value.
     pub value: i64,
     /// What its limits are.
@@ -125,7 +135,7 @@ impl Health {
 
     /// Notes a number.
     pub fn measure(&mut self, name: &'static str, of: (Option<&Name>, Option<u8>), value: i64, limit: Limit) {
-        self.metrics.push(Metric { name, job: of.0.cloned(), level: of.1, value, limit });
+        self.metrics.push(Metric { name, job: of.0.cloned(), level: of.1, volume: None, value, limit });
     }
 
     /// The worst of all.
@@ -173,11 +183,21 @@ pub fn job(log: &JobLog, unusable: &BTreeSet<u64>, limits: &Limits, now: Instant
 fn ages(health: &mut Health, log: &JobLog, good: &[&Snapshot], limits: &Limits, now: Instant) {
     let job = &log.job;
     // The newest by the log may be a copy of an older one.
-    let newest = |level: u8| good.iter().filter(|one| one.level <= level).max_by_key(|one| one.taken_at.as_second());
+    let believed = || good.iter().filter(|one| !is_ahead(one.taken_at, now));
+    let newest = |level: u8| believed().filter(|one| one.level <= level).max_by_key(|one| one.taken_at.as_second());
+    let ahead = good.len() - believed().count();
+    if let Some(one) = good.iter().rfind(|one| is_ahead(one.taken_at, now)) {
+        let (seq, at) = (one.seq, one.taken_at);
+        let what = format!("{job}/{seq} has a stamp of {at}, and it is {now} now: a clock is wrong, or was then");
+        health.find(Status::Warning, what);
+    }
     let Some(last) = newest(9) else {
         let count = log.live().count();
-        let what =
-            if count == 0 { "no snapshot".to_owned() } else { format!("none of {count} snapshots can be restored") };
+        let what = match (count, ahead) {
+            (0, _) => "no snapshot".to_owned(),
+            (_, 0) => format!("none of {count} snapshots can be restored"),
+            _ => "no snapshot whose age is known".to_owned(),
+        };
         return health.find(Status::Critical, format!("{job}: {what}"));
     };
     let old = age(last, now);
@@ -304,6 +324,22 @@ mod tests {
             let health = job(&made().log, &BTreeSet::new(), &limits, day(on));
             assert_eq!(health.status(), expected, "{limits:?} on day {on}: {health:?}");
         }
+    }
+
+    /// One stamp far ahead hides neither how old the others are, nor itself.
+    #[test]
+    fn a_stamp_that_is_ahead_says_nothing_of_age() {
+        let limits = Limits { age: over(3 * DAY, 5 * DAY), ..Limits::default() };
+        let mut made = made();
+        made.log.states[0].snapshot.taken_at = day(400);
+        for (on, expected) in [(3, Status::Warning), (5, Status::Warning), (7, Status::Critical)] {
+            let health = job(&made.log, &BTreeSet::new(), &limits, day(on));
+            let text = health.findings.iter().map(|f| f.text.clone()).collect::<Vec<_>>().join("\n");
+            assert_eq!(health.status(), expected, "day {on}: {text}");
+            assert!(text.contains("db/1 has a stamp of") && text.contains("db/2 of level 1 is"), "{text}");
+        }
+        made.log.states[1].snapshot.taken_at = day(400);
+        assert_eq!(job(&made.log, &BTreeSet::new(), &limits, day(3)).status(), Status::Critical);
     }
 
     #[test]

@@ -29,8 +29,8 @@ pub fn began_at(snapshot: &Snapshot) -> Instant {
 }
 
 /// Whether a stamp is too far ahead of `now` to be believed.
-pub fn is_ahead(snapshot: &Snapshot, now: Instant) -> bool {
-    began_at(snapshot).as_second() > now.as_second().saturating_add(AHEAD_SECONDS_MAX)
+pub fn is_ahead(stamp: Instant, now: Instant) -> bool {
+    stamp.as_second() > now.as_second().saturating_add(AHEAD_SECONDS_MAX)
 }
 
 /// Asks at `now` whether any live snapshot began less than `interval` ago. `damage` says what is missing of a snapshot: one
@@ -41,7 +41,7 @@ pub fn due(
     now: Instant,
     mut damage: impl FnMut(&Snapshot) -> Result<Option<String>>,
 ) -> Result<Due> {
-    for snapshot in log.live().rev().filter(|snapshot| !is_ahead(snapshot, now)) {
+    for snapshot in log.live().rev().filter(|snapshot| !is_ahead(began_at(snapshot), now)) {
         let Some(due_at) = interval.after(began_at(snapshot))? else { continue };
         if due_at > now && is_whole(log, snapshot, &mut damage)? {
             return Ok(Due::Fresh(snapshot.seq, due_at));

@@ -313,7 +313,9 @@ impl Store for LocalStore {
                 };
                 match FileType::from_raw_mode(stat.st_mode) {
                     FileType::RegularFile => {
-                        items.push(Item { key, len: u64::try_from(stat.st_size).unwrap_or(0) });
+                        let stored_unix_ms =
+                            u64::try_from(stat.st_mtime).ok().map(|second| second.saturating_mul(1000));
+                        items.push(Item { key, len: u64::try_from(stat.st_size).unwrap_or(0), stored_unix_ms });
                     }
                     FileType::Directory if key.matches('/').count() < 5 => {
                         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NOFOLLOW;

@@ -104,7 +104,9 @@ impl Store for MemoryStore {
     fn list(&self, prefix: &str) -> Result<Vec<Item>> {
         let objects = locked(&self.objects);
         let within = objects.iter().filter(|(key, _)| key.starts_with(prefix));
-        Ok(within.map(|(key, bytes)| Item { key: key.clone(), len: bytes.len() as u64 }).collect())
+        Ok(within
+            .map(|(key, bytes)| Item { key: key.clone(), len: bytes.len() as u64, stored_unix_ms: None })
+            .collect())
     }
 
     fn delete(&self, key: &str) -> Result<()> {

@@ -43,6 +43,8 @@ pub struct Item {
     pub key: String,
     /// Its length, bytes.
     pub len: u64,
+    /// When it was stored by the store's clock, milliseconds since 1970; `None` where that is not known.
+    pub stored_unix_ms: Option<u64>,
 }
 
 /// Whether a create made the object.

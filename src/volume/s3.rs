@@ -132,6 +132,8 @@ impl Inner {
         let path = self.path(key)?;
         let len = payload.content_length() as u64;
         let started = Instant::now();
+        // Whether a try may have reached the store and not been answered: it may still be done there, later.
+        let mut is_on_its_way = false;
         for tries in 1.. {
             let mode = if self.is_exclusive.load(Ordering::Relaxed) {
                 // No condition keeps another's object from being replaced: it is looked for.
@@ -154,9 +156,17 @@ impl Inner {
                     None => failure,
                 },
                 Fault::Again => failure,
+                // No plain no: what is done later would be called done by nobody.
+                Fault::Full if is_on_its_way => {
+                    return match self.settle(key, &path, &payload).await {
+                        Ok(Some(Created::New)) => Ok(Created::New),
+                        _ => Err(self.failed("store", key)(failure).with_kind(Kind::Volume)),
+                    };
+                }
                 _ if failure.status == Some(501) => return Err(self.is_unconditional(&failure)),
                 _ => return Err(self.failed("store", key)(failure)),
             };
+            is_on_its_way |= failure.fault == Fault::Again;
             if let Err(spent) = pause(self.limits(), (started, len), tries, failure).await {
                 // The last look: what is there is not called failed.
                 return match self.settle(key, &path, &payload).await {
@@ -248,7 +258,8 @@ impl Inner {
                         return Err(Error::integrity(what));
                     }
                 };
-                items.push(Item { key: key.to_owned(), len: object.size });
+                let stored_unix_ms = u64::try_from(object.last_modified.timestamp_millis()).ok();
+                items.push(Item { key: key.to_owned(), len: object.size, stored_unix_ms });
             }
             match page.page_token {
                 None => {

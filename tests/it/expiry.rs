@@ -212,6 +212,10 @@ fn a_level_is_chosen_and_shown_before_it_is_taken() {
     world.snapshot("j", "--level 1 --no-promote").code_is(&[exit::INTEGRITY]);
 }
 
+fn days_ago(days: u64) -> std::time::SystemTime {
+    std::time::SystemTime::now() - std::time::Duration::from_secs(days * 86_400)
+}
+
 #[test]
 fn what_no_record_names_is_swept() {
     let world = with_snapshots("sweep", 5);
@@ -221,10 +225,17 @@ fn what_no_record_names_is_swept() {
         fs::create_dir_all(&dir).unwrap();
         fs::write(dir.join("tree-00000.tar.zst"), "half").unwrap();
     };
+    let age = |run: &str| {
+        let (part, at) = (world.volume.join("data/j").join(run).join("tree-00000.tar.zst"), days_ago(2));
+        fs::File::options().write(true).open(part).unwrap().set_modified(at).unwrap();
+    };
     let (old, young) = (RunId::new(now - 25 * 3_600_000).unwrap(), RunId::new(now - 1000).unwrap());
     for run in [&old.to_string(), &young.to_string(), "not-a-run"] {
         plant(run);
     }
+    // One that began long ago, and still stores, goes on.
+    world.bk("expire").run().ok().says(" 0 runs that never ended swept");
+    age(&old.to_string());
     world.bk("expire --dry-run").run().ok().says("1 runs that never ended would be swept");
     world.bk("expire").run().ok().says("1 runs that never ended swept: 1 objects deleted");
     let left = runs(&world);
@@ -243,6 +254,7 @@ fn what_no_record_names_is_swept() {
     let first = world.volume.join("data/first").join(old.to_string());
     fs::create_dir_all(&first).unwrap();
     fs::write(first.join("index-00000.bki"), "half").unwrap();
+    fs::File::options().write(true).open(first.join("index-00000.bki")).unwrap().set_modified(days_ago(2)).unwrap();
     world.bk("expire").run().ok();
     assert!(!first.exists() || world.server.is_some() && files_below(&first).is_empty());
     world.bk("verify --data").run().ok();

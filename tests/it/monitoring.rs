@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 use crate::support::rng::Rng;
+use crate::support::tools::skip;
 use crate::support::{Running, World, exit, files_below};
 
 /// Only guards against hangs.
@@ -213,6 +214,59 @@ fn what_a_monitoring_system_is_told() {
         fs::remove_file(&world.parts("db", "stream-")[0]).unwrap();
         world.bk("check").run().code_is(&[2]).says("cannot be restored: db/2").says("db/1 of level 0 is ");
     }
+}
+
+/// Of a configured system all jobs are looked at, wherever their volumes are, those too that were never run.
+#[test]
+fn all_that_is_configured_is_looked_at() {
+    let world = World::new("check-all");
+    if world.server.is_some() {
+        skip("all_that_is_configured_is_looked_at", "both volumes are directories");
+        return;
+    }
+    let (second, config) = (world.path("second"), world.path("bk.toml"));
+    world.bk("volume create").arg(&second).run().ok();
+    let age = "[job.NAME.check]\nmax_age = '26h'\n";
+    let mut text = format!(
+        "node = 'n1'\n[defaults]\nvolume = 'main'\n[volume.main]\nurl = '{}'\n[volume.second]\nurl = '{}'\n",
+        world.volume.display(),
+        second.display()
+    );
+    for (job, more) in [("home", ""), ("away", "volume = 'second'\n"), ("own", "per_node = true\n")] {
+        let (src, age) = (world.src.display(), age.replace("NAME", job));
+        text += &format!("[job.{job}]\npaths = ['{src}']\n{more}{age}");
+    }
+    let bk = |words: &str| crate::support::Bk::new(words).env("BK_CONFIG", &config).without("BK_VOLUME");
+    fs::write(&config, &text).unwrap();
+    fs::write(world.src.join("f"), "f").unwrap();
+    for job in ["home", "away", "own"] {
+        bk("snapshot").arg(job).run().ok();
+    }
+    let said = bk("check").run().ok().says("home/1").says("away/1").says("own.n1/1").said();
+    assert!(said.contains("'main_volume_free_bytes'") && said.contains("'second_volume_free_bytes'"), "{said}");
+    bk("check away home").run().ok().says("away/1").says("home/1");
+    // The configured name means this node's.
+    for words in ["check own", "list own", "status own", "expire own --dry-run"] {
+        bk(words).run().ok();
+    }
+    bk("check own").run().ok().says("own.n1/1");
+    bk("list own").run().ok().says("own.n1/1");
+    bk("abort own").run().code_is(&[1]).says("own.n1");
+    // One that was never run: as its limits say, and a warning without any.
+    fs::write(&config, format!("{text}[job.never]\npaths = ['/x']\n")).unwrap();
+    bk("check").run().code_is(&[1]).says("never is configured and has no snapshot yet");
+    fs::write(&config, format!("{text}[job.never]\npaths = ['/x']\n{}", age.replace("NAME", "never"))).unwrap();
+    bk("check").run().code_is(&[2]).says("never: no snapshot");
+    // What was found is told, though it cannot be written down.
+    let unwritable = world.path("none/bk.prom");
+    bk("check --prometheus").arg(&unwritable).run().code_is(&[2]).says("BK CRITICAL").says("cannot write");
+    bk("check home --prometheus").arg(&unwritable).run().code_is(&[1]).says("BK WARNING");
+    // A volume that is away keeps nobody from the others.
+    fs::rename(&second, world.path("elsewhere")).unwrap();
+    bk("check home away").run().code_is(&[3]).says("home/1");
+    // A directory named by one word needs no configuration.
+    fs::write(&config, "[").unwrap();
+    bk("list").env("BK_VOLUME", &world.volume).run().ok().says("home/1");
 }
 
 #[test]

@@ -79,7 +79,7 @@ pub(super) fn fresh(
 ) -> Result<Option<Skipped>> {
     let Some(interval) = request.min_interval else { return Ok(None) };
     let job = &request.job;
-    for ahead in log.live().rev().take(1).filter(|newest| is_ahead(newest, now)) {
+    for ahead in log.live().rev().take(1).filter(|newest| is_ahead(began_at(newest), now)) {
         let (seq, at) = (ahead.seq, began_at(ahead));
         monitor.warn(&format!("{job}/{seq} is dated {at}, but it is {now}: it does not count for --min-interval"));
     }
