@@ -2,7 +2,7 @@
 //!
 //! Order, for each: read the target's log → find the run an earlier copy began, or note a new one → carry parts and index →
 //! write `RESTORE.txt` → commit. A copy that ends early leaves what it carried: the next one goes on with it, or a sweep
-//! takes it after a day. Objects of a copy are never deleted here: another copy of the same snapshot may be using them.
+//! takes it a day after its last object. Objects of a copy are never deleted here: another copy of the same snapshot may be using them.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -32,7 +32,7 @@ use crate::{
     volume::{Created, Volume},
 };
 
-/// A copy begun longer ago than this is not gone on with: it may be swept any moment, milliseconds.
+/// A copy that stored its last object longer ago than this is not gone on with: it may be swept any moment, milliseconds.
 const RESUME_MS_MAX: u64 = 12 * 3600 * 1000;
 
 /// What is to be copied.
@@ -357,8 +357,15 @@ impl Copy<'_> {
         let items = self.target.store.list(&dir)?;
         let runs = items.iter().filter_map(|item| item.key.strip_prefix(&dir)?.strip_suffix(&name)?.strip_suffix('/'));
         let runs = runs.filter_map(|run| run.parse::<RunId>().ok());
-        let is_young = |run: &RunId| now < run.unix_ms().saturating_add(RESUME_MS_MAX);
-        Ok(runs.filter(|run| is_young(run) && !log.knows(*run)).collect())
+        let mut young = Vec::new();
+        for run in runs.filter(|run| !log.knows(*run)) {
+            let stored = self.target.store.list(&run_dir(&log.job, run))?;
+            let last = stored.iter().filter_map(|item| item.stored_unix_ms).fold(run.unix_ms(), u64::max);
+            if now < last.saturating_add(RESUME_MS_MAX) {
+                young.push(run);
+            }
+        }
+        Ok(young)
     }
 
     /// Notes what a new run is for, so that another can go on with it.

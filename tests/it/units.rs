@@ -63,7 +63,7 @@ fn units_are_what_systemd_takes() {
     for unit in sorted(&dir()) {
         let name = name_of(&unit);
         if name.ends_with(".service") || name.ends_with(".timer") {
-            let text = fs::read_to_string(&unit).unwrap().replace("/usr/bin/bk", crate::support::BK);
+            let text = fs::read_to_string(&unit).unwrap().replace("/usr/local/bin/bk", crate::support::BK);
             fs::write(place.join(name.replace('@', "@shop")), text).unwrap();
         }
     }
@@ -83,7 +83,8 @@ fn their_commands_are_bks() {
     for unit in units {
         let text = fs::read_to_string(&unit).unwrap();
         for line in text.lines().filter(|line| !line.starts_with('#')) {
-            let words = line.split_once("=/usr/bin/bk ").or_else(|| line.split_once("  bk ")).map(|(_, words)| words);
+            let words =
+                line.split_once("=/usr/local/bin/bk ").or_else(|| line.split_once("  bk ")).map(|(_, words)| words);
             let Some(words) = words else { continue };
             let ran = Bk::new(&words.replace("%i", "shop")).arg("--help").run().ok();
             assert!(ran.text().contains("Usage: bk"), "{line}");
