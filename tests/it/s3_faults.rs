@@ -187,6 +187,23 @@ fn what_fails_after_the_commit_changes_nothing() {
     assert!(came >= 8, "only {came} faults came");
 }
 
+/// No space is a plain no only when nothing is on its way: a record that comes later must find the objects it names.
+#[test]
+fn a_record_that_is_stored_after_all_is_whole() {
+    let scene = Scene::new("s3-late-full");
+    scene.clean(1);
+    scene.reset();
+    scene.proxy.plan(1, usize::MAX, Fault::LateThenFull);
+    let ran = scene.snapshot(1).code_is(&[exit::VOLUME, exit::LOST]);
+    assert!(scene.proxy.came() > 1, "{}", ran.show());
+    let since = std::time::Instant::now();
+    while list(&scene.world.volume).len() < 2 {
+        assert!(since.elapsed().as_secs() < 60, "the record never came\n{}", ran.show());
+        std::thread::sleep(std::time::Duration::from_millis(50));
+    }
+    scene.world.bk("verify --data c/2").run().ok();
+}
+
 #[test]
 fn access_denied_ends_the_run_at_once() {
     let scene = Scene::new("s3-denied");

@@ -34,6 +34,8 @@ pub enum Fault {
     Twice,
     /// A PUT is passed on a while after its connection has ended.
     Late,
+    /// The PUT of a record is not answered and passed on much later; meanwhile there is no space for it: 507.
+    LateThenFull,
     /// A listing loses its keys, but not what it says of them.
     KeysLost,
     /// A listing is cut off, and its length is right for that.
@@ -56,6 +58,7 @@ impl Fault {
             Self::FlipSent | Self::Twice | Self::Late | Self::KeptNothing | Self::Unconditional => {
                 request.method == "PUT"
             }
+            Self::LateThenFull => request.method == "PUT" && request.is_of_the_log(),
             Self::KeysLost | Self::PageCut => request.is_list(),
             Self::BulkDenied => request.method == "POST",
             Self::Cut => request.method == "GET",
@@ -251,10 +254,14 @@ fn serve(mut client: TcpStream, upstream: &str, state: &Mutex<State>) -> std::io
     let (method, target) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
     let has_range = header(&head, "range").is_some();
     let request = Request { method: method.to_owned(), target: target.to_owned(), has_range };
-    let fault = {
+    let (fault, came) = {
         let mut state = state.lock().unwrap();
         state.seen.push(request.clone());
-        state.meets()
+        (state.meets(), state.came)
+    };
+    let fault = match fault {
+        Some(Fault::LateThenFull) if came > 1 => Some(Fault::Status(507)),
+        fault => fault,
     };
     let fresh = || -> std::io::Result<(String, Vec<u8>)> { Ok(whole(forward(upstream, &head, &body)?)) };
     let half = |client: &mut TcpStream, (head, body): (String, Vec<u8>)| match body.is_empty() {
@@ -282,6 +289,11 @@ fn serve(mut client: TcpStream, upstream: &str, state: &Mutex<State>) -> std::io
         Some(Fault::Late) => {
             drop(client);
             std::thread::sleep(Duration::from_millis(8));
+            return fresh().map(drop);
+        }
+        Some(Fault::LateThenFull) => {
+            drop(client);
+            std::thread::sleep(Duration::from_secs(3));
             return fresh().map(drop);
         }
         Some(Fault::Stall) => {
