@@ -125,7 +125,7 @@ pub fn export(context: &Context<'_>, args: &ExportArgs) -> Result<Ended> {
         return Ok(Ended::Done);
     }
     let what =
-        format!("warning: {} entries were not stored as they were; .bk/incomplete names them", outcome.incomplete);
+        format!("warning: {} entries were not stored as they were: see .bk/incomplete in the tar", outcome.incomplete);
     context.out.fault(&what);
     Ok(Ended::Incomplete)
 }

@@ -1,6 +1,10 @@
 //! `bk check`, and the numbers of `bk snapshot --metrics`
 
-use std::{collections::BTreeMap, fmt::Write as _, path::Path};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt::Write as _,
+    path::Path,
+};
 
 pub use crate::ops::health::Ran;
 
@@ -69,20 +73,34 @@ fn groups<'c>(context: &'c Context<'_>, typed: &[Name]) -> Result<Vec<(Option<&'
     }
     let config = context.config()?;
     let default = config.default_volume();
-    let mut groups: BTreeMap<Option<&Name>, Vec<Name>> = BTreeMap::new();
-    for job in &jobs {
-        groups.entry(config.volume_of(job).or(default)).or_default().push(job.clone());
-    }
     if !jobs.is_empty() {
+        let mut groups: BTreeMap<Option<&Name>, Vec<Name>> = BTreeMap::new();
+        for job in jobs {
+            groups.entry(config.volume_of(&job).or(default)).or_default().push(job);
+        }
         return Ok(groups.into_iter().map(|(volume, jobs)| (volume, Jobs::Named(jobs))).collect());
     }
-    for name in config.text.job.keys() {
+    let mut groups: BTreeMap<Option<&Name>, Vec<(Name, bool)>> = BTreeMap::from([(default, Vec::new())]);
+    let mut elsewhere = Vec::new();
+    for (name, text) in &config.text.job {
         let job = context.stored(name)?;
-        groups.entry(config.volume_of(&job).or(default)).or_default().push(job);
+        let own = config.volume_of(&job).or(default);
+        let by_role: BTreeSet<&Name> = text.role.iter().flatten().filter_map(|(_, set)| set.volume.as_ref()).collect();
+        // Where it lies depends on the role: it is looked at wherever it is.
+        let must = by_role.is_empty();
+        let volumes: BTreeSet<Option<&Name>> = by_role.into_iter().map(Some).chain([own]).collect();
+        if !volumes.contains(&default) {
+            elsewhere.push(job.clone());
+        }
+        for volume in volumes {
+            groups.entry(volume).or_default().push((job.clone(), must));
+        }
     }
-    // Whose job is not configured here is another node's, or was.
-    groups.entry(default).or_default();
-    let expected = |volume: Option<&Name>, names| Jobs::Expected { names, all: volume == default };
+    // Others on the default volume are other nodes' jobs, or were configured once; copies of jobs of other volumes are not looked at here.
+    let expected = |volume: Option<&Name>, names| {
+        let others_but = (volume == default).then(|| elsewhere.clone());
+        Jobs::Expected { names, others_but }
+    };
     Ok(groups.into_iter().map(|(volume, names)| (volume, expected(volume, names))).collect())
 }
 

@@ -329,7 +329,7 @@ pub struct ExpireArgs {
     /// Let the last usable chain of a job go, too
     #[arg(long)]
     pub allow_last: bool,
-    /// Let more than one, and more than 20 %, of a job's snapshots go at once (a chain that goes whole counts as one), and runs that look whole but have no record
+    /// Let more than one, and more than 20 %, of a job's snapshots go at once (a chain, or its end, counts as one), and runs that look whole but have no record
     #[arg(long)]
     pub yes: bool,
     /// This node's name in the record (default: the host's name)

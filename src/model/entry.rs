@@ -204,6 +204,13 @@ impl Entry {
         self.stored_len > 0 && self.map.is_none()
     }
 
+    /// Whether this row of a further name is of the same file as the row of its first one. An increment that could not look at
+    /// this name keeps it as it was, and the first one may have become another file since.
+    pub fn is_name_of(&self, first: &Self) -> bool {
+        let seen = |entry: &Self| (entry.mtime, entry.mode, entry.uid, entry.gid);
+        (self.fsid, self.ino) == (first.fsid, first.ino) || seen(self) == seen(first)
+    }
+
     /// Whether it is a directory.
     pub fn is_dir(&self) -> bool {
         self.kind == EntryKind::Dir

@@ -74,7 +74,15 @@ fn write_file(
     let none = || Error::integrity(format!("`{shown}` is not in the index of snapshot {}", chain.shown()));
     let mut row = chain.lookup(path)?;
     if let Some(link) = row.as_ref().filter(|row| row.entry.kind == EntryKind::HardLink) {
-        row = chain.lookup(&link.entry.link)?;
+        let first = chain.lookup(&link.entry.link)?;
+        if first.as_ref().is_none_or(|first| !link.entry.is_name_of(&first.entry)) {
+            let first = show::name(&link.entry.link);
+            let what = format!(
+                "`{shown}` could not be looked at when the snapshot was taken, and its first name `{first}` is gone or another file"
+            );
+            return Err(Error::new(Kind::Incomplete, what));
+        }
+        row = first;
     }
     let row = row.ok_or_else(none)?;
     if row.entry.kind != EntryKind::File {

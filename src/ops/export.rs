@@ -37,7 +37,6 @@ pub fn run(volume: &Volume, options: &Options, monitor: &dyn Monitor, out: &mut 
         return Err(Error::usage(format!("snapshot {} has no tree", chain.shown()))
             .with_hint(format!("`bk cat {} --stream NAME` writes a stream", chain.shown())));
     }
-    let written = export::write_tree(&chain, options.threads, monitor, out)?;
-    // A directory that could not be read has no entry that says so.
-    Ok(Outcome { bytes: written.bytes, incomplete: written.incomplete.max(snapshot.totals.incomplete) })
+    let written = export::write_tree(&chain, snapshot.totals.incomplete, options.threads, monitor, out)?;
+    Ok(Outcome { bytes: written.bytes, incomplete: written.incomplete })
 }

@@ -31,12 +31,12 @@ pub enum Jobs {
     Named(Vec<Name>),
     /// All there are on the volume.
     All,
-    /// Those that ought to be there; with `all`, all others on the volume, too.
+    /// Those that are configured.
     Expected {
-        /// Their names on the volume.
-        names: Vec<Name>,
-        /// The others, too.
-        all: bool,
+        /// Their names on the volume, and whether they ought to be there.
+        names: Vec<(Name, bool)>,
+        /// When set, all others on the volume, too, but these.
+        others_but: Option<Vec<Name>>,
     },
 }
 
@@ -55,8 +55,11 @@ pub fn run(
     let mut all = match jobs {
         Jobs::Named(names) => names.clone(),
         Jobs::All => there.clone(),
-        Jobs::Expected { names, all: false } => names.clone(),
-        Jobs::Expected { names, all: true } => names.iter().chain(&there).cloned().collect(),
+        Jobs::Expected { names, others_but } => {
+            let wanted = names.iter().filter(|(name, must)| *must || there.contains(name)).map(|(name, _)| name);
+            let others = there.iter().filter(|name| others_but.as_ref().is_some_and(|but| !but.contains(name)));
+            wanted.chain(others).cloned().collect()
+        }
     };
     if !matches!(jobs, Jobs::Named(_)) {
         all.sort();

@@ -114,7 +114,7 @@ pub fn plan(log: &JobLog, unusable: &BTreeSet<u64>, options: Options) -> Result<
     // One at a time is what a daily run of a short series comes to.
     let (going, all) = (tops(&live, |seq| fates[&seq] == Fate::Go), tops(&live, |_| true));
     let refused = (!options.yes && going > 1 && going * SHARE > all).then(|| {
-        let chains = if all < live.len() { " (a chain that goes whole counts as one)" } else { "" };
+        let chains = if all < live.len() { " (a chain, or its end, counts as one)" } else { "" };
         format!("{going} of {all} snapshots of {} would go at once, more than 20 %{chains}", log.job)
     });
     Ok(Plan { fates, go, refused })

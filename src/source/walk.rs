@@ -350,9 +350,10 @@ impl<'a> Walk<'a> {
         let mut is_cut = pending.unread;
         match self.looked(&pending, node, ahead) {
             Ok(mut look) => {
-                if look.names.is_none() && !pending.skip && on_the_way.is_some() {
+                let below = within.filter(|node| !node.children.is_empty());
+                if look.names.is_none() && !pending.skip && below.is_some() {
                     // What is not wanted here are all names but those of sources.
-                    node = on_the_way;
+                    node = below;
                     look.names = Some(self.found(look.fd.as_fd(), node));
                 }
                 if let Some(found) = look.names {

@@ -166,7 +166,7 @@ impl Inner {
                 _ if failure.status == Some(501) => return Err(self.is_unconditional(&failure)),
                 _ => return Err(self.failed("store", key)(failure)),
             };
-            is_on_its_way |= failure.fault == Fault::Again;
+            is_on_its_way |= failure.fault == Fault::Again && failure.status.is_none_or(|status| status >= 500);
             if let Err(spent) = pause(self.limits(), (started, len), tries, failure).await {
                 // The last look: what is there is not called failed.
                 return match self.settle(key, &path, &payload).await {

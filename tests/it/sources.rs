@@ -5,6 +5,7 @@ use std::ffi::OsStr;
 use std::fs;
 use std::os::unix::fs::{MetadataExt, chown};
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
@@ -60,7 +61,9 @@ fn a_marker_on_the_way_to_a_source_hides_only_what_was_not_named() {
     for path in ["home/u/.nobackup", "home/u/data/wanted", "home/u/junk", "home/v/own"] {
         write(world.src.join(path), path);
     }
-    for (job, sources) in [("way", &["home/u/data"][..]), ("both", &[".", "home/u/data"])] {
+    let sources =
+        [("way", &["home/u/data"][..]), ("both", &[".", "home/u/data"]), ("twice", &["home/u", "home/u/data"])];
+    for (job, sources) in sources {
         let snapshot = world.bk("snapshot --exclude-if-present .nobackup --job").arg(job).arg("-C").arg(&world.src);
         sources.iter().fold(snapshot, Bk::arg).run().ok();
         let files = names(&world, &format!("{job}/latest"));
@@ -114,10 +117,40 @@ fn what_cannot_be_looked_at_has_not_vanished() {
             assert!(left.contains(path), "level {level}: {path} is gone\n{left}");
         }
     }
+    // A further name of what is another file now is not taken for that.
+    write(top.join("a/one"), "the one");
+    fs::create_dir(top.join("b")).unwrap();
+    fs::hard_link(top.join("a/one"), top.join("b/two")).unwrap();
+    shell_ok(r#"chown -R 65534:65534 "$1""#, &[&top]);
+    user("snapshot --job k -C . top").ok();
+    assert_eq!(user("cat k/1 top/b/two").ok().text(), "the one");
+    fs::remove_file(top.join("a/one")).unwrap();
+    write(top.join("a/one"), "another");
+    fs::hard_link(top.join("a/one"), top.join("a/three")).unwrap();
+    shell_ok(r#"chown -R 65534:65534 "$1"; touch -d 2020-01-01 "$1/a/one""#, &[&top]);
+    chmod(&top.join("b"), 0o000);
+    user("snapshot --job k --level 1 -C . top").code_is(&[exit::INCOMPLETE]);
+    chmod(&top.join("b"), 0o755);
+    user("cat k/2 top/b/two").code_is(&[exit::INCOMPLETE]).says("another file");
+    let out = volume.join("out");
+    user(&format!("restore k/2 --target {}", out.display())).code_is(&[exit::INCOMPLETE]).says("b/two");
+    assert!(!out.join("top/b/two").exists() && out.join("top/a/three").exists());
+    // Nor do stock tools delete a directory that could not be looked at.
+    fs::remove_file(top.join("g")).unwrap();
+    chmod(&top, 0o644);
+    user("snapshot --job j --level 3 -C . top").code_is(&[exit::INCOMPLETE]);
+    chmod(&top, 0o755);
+    let runs = crate::support::sorted(&volume.join("data/j"));
+    let by_hand = world.path("by-hand");
+    fs::create_dir(&by_hand).unwrap();
+    for run in [&runs[0], &runs[3]] {
+        shell_ok(r#"cat "$1"/tree-*.zst | zstd -dc | tar -x -G -C "$2" -f -"#, &[run, &by_hand]);
+    }
+    assert!(by_hand.join("top/d/e/f").exists());
     // What is really gone is gone.
     fs::remove_dir_all(top.join("d")).unwrap();
     user("snapshot --job j --level 3 -C . top").ok();
-    assert!(!user("ls -R j/4").ok().text().contains("top/d"));
+    assert!(!user("ls -R j/5").ok().text().contains("top/d"));
 }
 
 #[test]
@@ -163,8 +196,19 @@ fn stopped_at(world: &World, call: &str, at: &Path, change: impl FnOnce()) -> Ra
         std::thread::sleep(Duration::from_millis(10));
     }
     change();
-    kill_process(Pid::from_raw(pid.cast_signed()).unwrap(), Signal::CONT).unwrap();
-    running.finish()
+    // Again and again: where all is slow, it may be stopped only now.
+    let ended = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !ended.load(Ordering::Relaxed) {
+                let _ = kill_process(Pid::from_raw(pid.cast_signed()).unwrap(), Signal::CONT);
+                std::thread::sleep(Duration::from_millis(100));
+            }
+        });
+        let ran = running.finish();
+        ended.store(true, Ordering::Relaxed);
+        ran
+    })
 }
 
 #[test]

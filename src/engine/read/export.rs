@@ -59,11 +59,18 @@ pub struct Written {
     pub incomplete: u64,
 }
 
-/// Writes the whole tree as one tar to `out`.
-pub fn write_tree(chain: &Chain, threads: usize, monitor: &dyn Monitor, out: &mut dyn Write) -> Result<Written> {
+/// Writes the whole tree as one tar to `out`. `incomplete` is how much the newest snapshot says it lacks.
+pub fn write_tree(
+    chain: &Chain,
+    incomplete: u64,
+    threads: usize,
+    monitor: &dyn Monitor,
+    out: &mut dyn Write,
+) -> Result<Written> {
     if chain.runs().len() == 1 {
-        return Ok(Written { bytes: write_stored(chain, threads, monitor, out)?, incomplete: 0 });
+        return Ok(Written { bytes: write_stored(chain, threads, monitor, out)?, incomplete });
     }
+    let lacking = incomplete;
     let contents = Contents::new(chain.runs())?;
     let open = vec![(Vec::new(), VecDeque::new())];
     let (done, incomplete, note) = (0, 0, Vec::new());
@@ -73,6 +80,11 @@ pub fn write_tree(chain: &Chain, threads: usize, monitor: &dyn Monitor, out: &mu
         tree.row(&row?)?;
     }
     tree.close_outside(None)?;
+    if let more @ 1.. = lacking.saturating_sub(tree.incomplete) {
+        let text = format!("and {more} more: names or directories that could not be read, which have no entry\n");
+        tree.note.extend_from_slice(text.as_bytes());
+        tree.incomplete = lacking;
+    }
     if !tree.note.is_empty() {
         let mut member = Vec::new();
         write::note(b"incomplete", &tree.note, &mut member);

@@ -232,9 +232,9 @@ impl<'a> Pass<'a> {
                 let stat = rustix::fs::fstat(&fd).map_err(|e| failed("stat its directory", e))?;
                 if target::is_half_made(stat.st_mode) {
                     self.implied.insert(at.to_vec());
+                    self.shared.target.sweep(at);
                 }
                 self.existed.insert(at.to_vec());
-                self.shared.target.sweep(at);
             }
             at = path::split(at).0;
         }

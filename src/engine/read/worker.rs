@@ -22,7 +22,7 @@ use rustix::{fs::Mode, io::Errno};
 use super::{
     ahead::Reads,
     chain::{Chain, Located, Source},
-    content::check_digest,
+    content::{check_digest, check_interrupted},
     frame::FrameReader,
     metadata::{Failure, Fresh, Left, Policy, has_default_acl},
     outcome::Outcome,
@@ -416,7 +416,7 @@ impl<'a> Writer<'a> {
         if task.entry.map.is_none() {
             return Ok(());
         }
-        let digest = content_digest(file, &task.entry)?;
+        let digest = content_digest(file, &task.entry, self.shared.monitor)?;
         if digest == task.content.digest {
             return Ok(());
         }
@@ -459,13 +459,14 @@ pub fn put_content(file: &File, entry: &Entry, at: u64, bytes: &[u8]) -> Result<
 }
 
 /// BLAKE3 of the content of a file that was written as `entry` says: of a sparse one, of its data runs joined.
-pub fn content_digest(file: &File, entry: &Entry) -> Result<Digest> {
+pub fn content_digest(file: &File, entry: &Entry, monitor: &dyn Monitor) -> Result<Digest> {
     let whole = [Run { offset: 0, len: entry.size }];
     let mut hasher = blake3::Hasher::new();
     let mut buf = vec![0; READ_BACK_LEN];
     for &Run { offset, len } in entry.sparse.as_deref().unwrap_or(&whole) {
         let mut at = offset;
         while at < offset + len {
+            check_interrupted(monitor)?;
             let now = usize::try_from(offset + len - at).unwrap_or(usize::MAX).min(READ_BACK_LEN);
             file.read_exact_at(&mut buf[..now], at).map_err(|e| failed_io("read the file back", &e))?;
             hasher.update(&buf[..now]);

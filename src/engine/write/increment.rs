@@ -209,6 +209,8 @@ impl<'a> Increment<'a> {
                 // It has no member to take the old one's place.
                 Plan::Changed(old) if is_new_socket(old, self.kinds[n]) => continue,
                 _ if self.kinds[n] == Some(EntryKind::Dir) => b'D',
+                // It could not be looked at, and stays what it was.
+                Plan::Changed(old) if self.kinds[n].is_none() && old.entry.is_dir() => b'D',
                 Plan::Same(_) => b'N',
                 Plan::New | Plan::Changed(_) | Plan::Linked(_) => b'Y',
             };

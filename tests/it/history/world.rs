@@ -618,7 +618,14 @@ impl World {
         }
         let model = &mut self.jobs[job];
         let mut due = model.due(clock.now().unwrap().as_second(), request.allow_last);
-        let refused = !request.yes && due.len() > 1 && due.len() * 5 > model.live().count();
+        // What others that go need goes with these.
+        let is_base = |seq: u64, among: &[u64]| {
+            among.iter().any(|&other| model.snaps.iter().any(|snap| snap.seq == other && snap.base == Some(seq)))
+        };
+        let tops = |among: &[u64]| among.iter().filter(|&&seq| !is_base(seq, among)).count();
+        let live: Vec<u64> = model.live().map(|snap| snap.seq).collect();
+        let going = tops(&due.iter().copied().collect::<Vec<_>>());
+        let refused = !request.yes && going > 1 && going * 5 > tops(&live);
         if refused {
             due.clear();
         }
@@ -693,13 +700,9 @@ impl World {
         let options = verify::Options { snapshot: Some(name(job, seq)), depth: Depth::Data, threads: 1 };
         let verified = verify::run(&self.volume, &options, &Silent);
         if !is_whole {
-            // Its own faults are found; those of a base are found there.
+            // Its own faults are found, and those of what it needs.
             let found = verified.map_or(1, |outcome| outcome.faults.len());
-            return if snap.damage != Damage::None && found == 0 {
-                Err(format!("{about}: damage is not found"))
-            } else {
-                Ok(())
-            };
+            return if found == 0 { Err(format!("{about}: damage is not found")) } else { Ok(()) };
         }
         let faults = verified.map_err(|e| format!("{about}: verify: {}", failed(e)))?.faults;
         same(&Vec::new(), &faults, &format!("{about}: verify --data"))?;

@@ -54,6 +54,10 @@ impl Pass<'_> {
         let first = first.ok_or_else(|| {
             Error::integrity(format!("its first name `{}` is no file of the snapshot", show::name(&entry.link)))
         })?;
+        if !entry.is_name_of(&first.entry) {
+            let what = format!("its first name `{}` has become another file", show::name(&entry.link));
+            return Err(Error::new(Kind::Incomplete, what));
+        }
         let source = if self.options.taken.wants_anywhere(&entry.link, false) {
             if shared.is_unlinkable(&entry.link) || first.entry.nlink < 2 {
                 return Err(Error::new(
