@@ -59,11 +59,17 @@ pub struct Load<'a> {
     tail_digest: Digest,
 }
 
+/// A fault of the index names its object.
+fn of_index(error: Error, index: &IndexReader) -> Error {
+    if error.kind() == Kind::Integrity { error.context(index.key()) } else { error }
+}
+
 impl<'a> Load<'a> {
     /// All objects of `snapshot`, whose index is `index`. That they are there with their lengths is told by one listing.
     pub fn of(volume: &Volume, snapshot: &Snapshot, index: &'a IndexReader) -> Result<Self> {
         let dir = run_dir(&snapshot.job, snapshot.run_id);
-        let parts = (0..index.part_count()).map(|n| index.part(n)).collect::<Result<Vec<Part>>>()?;
+        let parts = (0..index.part_count()).map(|n| index.part(n)).collect::<Result<Vec<Part>>>();
+        let parts = parts.map_err(|e| of_index(e, index))?;
         let mut names = Vec::with_capacity(parts.len() + 1);
         for part in &parts {
             let key = index.part_key(part)?;
@@ -111,7 +117,8 @@ impl<'a> Load<'a> {
                 Object { store, key: key.into(), to: format!("{dir}{name}"), len: *len, is_there }
             })
             .collect();
-        let longest = self.index.frames().next().transpose()?.map_or(0, |frame| u64::from(frame.len)).max(RANGE_LEN);
+        let first = self.index.frames().next().transpose().map_err(|e| of_index(e, self.index))?;
+        let longest = first.map_or(0, |frame| u64::from(frame.len)).max(RANGE_LEN);
         let by_memory = usize::try_from(AHEAD_LEN_MAX / longest).unwrap_or(usize::MAX);
         let ahead = threads.max(2).min(by_memory.max(2));
         let (jobs, taken) = bounded::<Job<'_>>(ahead);
@@ -238,7 +245,7 @@ impl Ranges<'_> {
         if let Some(Err(_)) = self.frames.peek()
             && let Some(Err(e)) = self.frames.next()
         {
-            return Err(e);
+            return Err(of_index(e, self.load.index));
         }
         let plain = frames.first().map_or(0, |frame| frame.offset);
         frames_tile(part, &frames, plain).map_err(|e| e.context(&*self.objects[at].key))?;
