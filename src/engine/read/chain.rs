@@ -59,20 +59,37 @@ pub struct Located {
 impl Located {
     /// The parts of it that make up `offset..offset + len`.
     pub fn cut(&self, offset: u64, len: u64) -> Vec<Source> {
-        let (mut before, end) = (0, offset.saturating_add(len));
-        let mut parts = Vec::new();
-        for source in &self.sources {
-            let (from, to) = (offset.max(before), end.min(before.saturating_add(source.len)));
-            if from < to {
-                parts.push(Source { offset: source.offset + (from - before), len: to - from, ..*source });
-            }
-            before = before.saturating_add(source.len);
-            if before >= end {
-                break;
-            }
-        }
-        parts
+        cut_from(&self.sources, 0, offset, len)
     }
+
+    /// Where each of its sources begins in it.
+    pub fn starts(&self) -> Vec<u64> {
+        let begin = |at: &mut u64, source: &Source| Some(std::mem::replace(at, at.saturating_add(source.len)));
+        self.sources.iter().scan(0, begin).collect()
+    }
+
+    /// As [`Self::cut`], for who asks often: `starts` are its own.
+    pub fn cut_by(&self, starts: &[u64], offset: u64, len: u64) -> Vec<Source> {
+        let first = starts.partition_point(|&start| start <= offset).saturating_sub(1);
+        cut_from(&self.sources[first..], starts.get(first).copied().unwrap_or(0), offset, len)
+    }
+}
+
+/// The parts of a content that make up `offset..offset + len`, when it goes on with `sources` at `before`.
+fn cut_from(sources: &[Source], mut before: u64, offset: u64, len: u64) -> Vec<Source> {
+    let end = offset.saturating_add(len);
+    let mut parts = Vec::new();
+    for source in sources {
+        let (from, to) = (offset.max(before), end.min(before.saturating_add(source.len)));
+        if from < to {
+            parts.push(Source { offset: source.offset + (from - before), len: to - from, ..*source });
+        }
+        before = before.saturating_add(source.len);
+        if before >= end {
+            break;
+        }
+    }
+    parts
 }
 
 pub use nodes::Listed;

@@ -473,3 +473,19 @@ fn every_flipped_bit_is_found_and_only_its_frame_is_lost() {
     made.store.0.lock().unwrap().remove(part);
     assert_ne!(made.faults(Depth::Quick), []);
 }
+
+#[test]
+fn a_cut_is_the_same_whichever_way_it_is_found() {
+    use super::chain::{Located, Source};
+    let source = |n: u64| Source { run: 0, stream: 0, offset: n * 1000, len: n * 37 % 11 };
+    let content = Located { digest: Digest::of(b""), sources: (0..40).map(source).collect(), own: false };
+    let starts = content.starts();
+    let all: u64 = content.sources.iter().map(|source| source.len).sum();
+    for offset in 0..all + 3 {
+        for len in [0, 1, 2, 7, 30, all, u64::MAX] {
+            let cut = content.cut(offset, len);
+            assert_eq!(cut, content.cut_by(&starts, offset, len), "{len} bytes at {offset}");
+            assert_eq!(cut.iter().map(|part| part.len).sum::<u64>(), len.min(all.saturating_sub(offset)));
+        }
+    }
+}

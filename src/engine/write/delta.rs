@@ -62,6 +62,8 @@ impl Settings {
 pub struct Old<'a> {
     chain: &'a Chain,
     content: Located,
+    /// Where each of its sources begins: a content written here and there for long has very many.
+    starts: Vec<u64>,
     chunks: Box<dyn Iterator<Item = Result<ChunkRun>> + 'a>,
     /// Where the next chunk to load begins.
     loaded: u64,
@@ -75,6 +77,7 @@ impl<'a> Old<'a> {
     pub fn new(chain: &'a Chain, content: Located, chunks: impl Iterator<Item = Result<ChunkRun>> + 'a) -> Self {
         Self {
             chain,
+            starts: content.starts(),
             content,
             chunks: Box::new(chunks),
             loaded: 0,
@@ -120,7 +123,7 @@ impl<'a> Old<'a> {
 
     /// The places of `len` bytes of it from `from` on.
     fn places(&self, from: u64, len: u64) -> impl Iterator<Item = Place> + '_ {
-        self.content.cut(from, len).into_iter().map(|source| Place {
+        self.content.cut_by(&self.starts, from, len).into_iter().map(|source| Place {
             seq: self.chain.run(source.run).seq(),
             stream: source.stream,
             offset: source.offset,
