@@ -50,7 +50,7 @@ def options(choice):
 def whole(work, what, choice):
     """Wall seconds and stored bytes of a snapshot with these settings."""
     sh("rm -rf v; $BK volume create -q v", cwd=work, env={**os.environ, "BK": BK})
-    warm(work)
+    warm(work, 3600)
     wall, _, _ = run(f"{PREFIX}{BK} snapshot --json --volume v --job t {options(choice)} {what} > result.json", work)
     result = [json.loads(line) for line in open(f"{work}/result.json")][-1]
     totals = result["totals"]
