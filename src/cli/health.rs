@@ -49,6 +49,9 @@ pub fn run(context: &Context<'_>, args: &CheckArgs) -> Result<Ended> {
             Err(e) => health.find(Status::Unknown, e.to_string()),
         }
     }
+    if health.findings.is_empty() {
+        health.find(Status::Unknown, "there is no job");
+    }
     let mut outcome = Outcome { status: health.status(), health };
     if let Some(path) = &args.prometheus
         && let Err(e) = health::replace(path, &health::prometheus(Some(&outcome), None))
@@ -80,7 +83,10 @@ fn groups<'c>(context: &'c Context<'_>, typed: &[Name]) -> Result<Vec<(Option<&'
         }
         return Ok(groups.into_iter().map(|(volume, jobs)| (volume, Jobs::Named(jobs))).collect());
     }
-    let mut groups: BTreeMap<Option<&Name>, Vec<(Name, bool)>> = BTreeMap::from([(default, Vec::new())]);
+    let mut groups: BTreeMap<Option<&Name>, Vec<(Name, bool)>> = BTreeMap::new();
+    if default.is_some() || config.text.job.is_empty() {
+        groups.insert(default, Vec::new());
+    }
     let mut elsewhere = Vec::new();
     for (name, text) in &config.text.job {
         let job = context.stored(name)?;

@@ -66,7 +66,7 @@ pub fn run(
         all.dedup();
     }
     let mut health = Health::default();
-    if all.is_empty() {
+    if all.is_empty() && !matches!(jobs, Jobs::Expected { .. }) {
         health.find(Status::Unknown, format!("{} has no job", volume.shown));
     }
     let mut space = Limits::default();

@@ -252,6 +252,22 @@ fn all_that_is_configured_is_looked_at() {
     bk("check own").run().ok().says("own.n1/1");
     bk("list own").run().ok().says("own.n1/1");
     bk("abort own").run().code_is(&[1]).says("own.n1");
+    // Without a default volume each job's own is enough, and a volume without jobs is no fault.
+    let named = text.replace("[defaults]\nvolume = 'main'\n", "").replace("/src']\n", "/src']\nvolume = 'main'\n");
+    let named = named.replace("volume = 'main'\nvolume = 'second'", "volume = 'second'");
+    fs::write(&config, &named).unwrap();
+    bk("check").run().ok().says("home/1").says("away/1");
+    fs::write(&config, text.replace("volume = 'main'", "volume = 'third'") + "[volume.third]\nurl = '/'\n").unwrap();
+    bk("check").run().code_is(&[2, 3]).says("away/1");
+    let third = world.path("third");
+    world.bk("volume create").arg(&third).run().ok();
+    let only = format!(
+        "[defaults]\nvolume = 'third'\n[volume.third]\nurl = '{}'\n[volume.second]\nurl = '{}'\n[job.away]\npaths = ['/x']\nvolume = 'second'\n",
+        third.display(),
+        second.display()
+    );
+    fs::write(&config, only).unwrap();
+    bk("check").run().ok().says("away/1");
     // One that was never run: as its limits say, and a warning without any.
     fs::write(&config, format!("{text}[job.never]\npaths = ['/x']\n")).unwrap();
     bk("check").run().code_is(&[1]).says("never is configured and has no snapshot yet");
