@@ -112,8 +112,10 @@ pub fn plan(log: &JobLog, unusable: &BTreeSet<u64>, options: Options) -> Result<
     }
     let go: Vec<u64> = live.keys().rev().copied().filter(|seq| fates[seq] == Fate::Go).collect();
     // One at a time is what a daily run of a short series comes to.
-    let (going, all) = (tops(&live, |seq| fates[&seq] == Fate::Go), tops(&live, |_| true));
-    let refused = (!options.yes && going > 1 && going * SHARE > all).then(|| {
+    let goes = |seq: u64| fates.get(&seq) == Some(&Fate::Go);
+    let going = if options.yes || go.len() < 2 { 0 } else { tops(&live, goes) };
+    let all = if going < 2 { 0 } else { tops(&live, |seq| live.contains_key(&seq)) };
+    let refused = (going > 1 && going * SHARE > all).then(|| {
         let chains = if all < live.len() { " (a chain, or its end, counts as one)" } else { "" };
         format!("{going} of {all} snapshots of {} would go at once, more than 20 %{chains}", log.job)
     });
@@ -122,10 +124,14 @@ pub fn plan(log: &JobLog, unusable: &BTreeSet<u64>, options: Options) -> Result<
 
 /// How many of the live snapshots with `is` are the base of no other of them.
 fn tops(live: &BTreeMap<u64, &State>, is: impl Fn(u64) -> bool) -> usize {
-    let counted = || live.iter().filter(|(seq, _)| is(**seq));
-    let bases: BTreeSet<u64> =
-        counted().filter_map(|(_, state)| state.snapshot.base.as_ref().map(|base| base.seq)).collect();
-    counted().filter(|(seq, _)| !bases.contains(seq)).count()
+    let (mut count, mut bases) = (0, Vec::new());
+    for state in live.values().filter(|state| is(state.snapshot.seq)) {
+        count += 1;
+        bases.extend(state.snapshot.base.as_ref().map(|base| base.seq).filter(|&base| is(base)));
+    }
+    bases.sort_unstable();
+    bases.dedup();
+    count - bases.len()
 }
 
 fn by_itself(state: &State, now: Instant) -> Fate {
