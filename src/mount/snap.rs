@@ -153,11 +153,7 @@ impl Opened {
         let first = self.chain.numbered_at(&row.link, oldest)?;
         let first = first.filter(|first| !matches!(first.kind, EntryKind::HardLink | EntryKind::Dir));
         // One that is another file by now is not there either.
-        let is_name_of = |first: &Numbered| {
-            let seen = |row: &Numbered| (row.mtime, row.mode, row.uid, row.gid);
-            (row.fsid, row.ino) == (first.fsid, first.ino) || seen(&row) == seen(first)
-        };
-        let first = first.filter(is_name_of);
+        let first = first.filter(|first| row.is_name_of(first));
         Ok(first.ok_or_else(|| self.chain.blame(&row.path, "the first name of this hard link is not there"))?)
     }
 

@@ -347,11 +347,14 @@ impl<'a> Walk<'a> {
         let mut entry = Entry::new(self.path.clone(), EntryKind::Dir);
         (entry.mode, entry.uid, entry.gid, entry.mtime) = (pending.mode, pending.uid, pending.gid, pending.mtime);
         entry.xattrs = pending.xattrs.to_vec();
-        let mut is_cut = pending.unread;
-        match self.looked(&pending, node, ahead) {
-            Ok(mut look) => {
+        // Where the directory above was moved away, nothing below it is known.
+        let mut is_cut = pending.unread || level.fd.is_none();
+        let look = (!pending.skip).then(|| self.looked(&pending, node, ahead));
+        match look {
+            None => {}
+            Some(Ok(mut look)) => {
                 let below = within.filter(|node| !node.children.is_empty());
-                if look.names.is_none() && !pending.skip && below.is_some() {
+                if look.names.is_none() && below.is_some() {
                     // What is not wanted here are all names but those of sources.
                     node = below;
                     look.names = Some(self.found(look.fd.as_fd(), node));
@@ -361,11 +364,10 @@ impl<'a> Walk<'a> {
                     return self.list((look.fd, &look.stat, found), (Some(&entry), pending.told), nodes, visitor);
                 }
             }
-            _ if pending.skip => {}
-            Err(Errno::NOENT | Errno::LOOP | Errno::NOTDIR) => {
+            Some(Err(Errno::NOENT | Errno::LOOP | Errno::NOTDIR)) => {
                 visitor.warn(format!("vanished: {}", show::name(&self.path)), false);
             }
-            Err(e) => {
+            Some(Err(e)) => {
                 is_cut = true;
                 visitor.warn(format!("cannot open {}: {e}", show::name(&self.path)), true);
             }
@@ -391,11 +393,11 @@ impl<'a> Walk<'a> {
         let depth = self.levels.len();
         let Some(level) = self.levels.last() else { return Err(Errno::NOENT) };
         let Some(parent) = &level.fd else { return Err(Errno::NOENT) };
-        if pending.skip || node.is_some() {
+        if node.is_some() {
             let fd = rustix::fs::openat(parent, &pending.name[..], DIR_FLAGS, Mode::empty())?;
             let stat = rustix::fs::fstat(&fd)?;
             // Whatever marks it, sources below it are wanted.
-            let names = (!pending.skip).then(|| self.found(fd.as_fd(), node));
+            let names = Some(self.found(fd.as_fd(), node));
             return Ok(Look { fd, stat, names });
         }
         let turn = (Reverse(depth), usize::MAX - level.pending.len());

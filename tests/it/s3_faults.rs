@@ -196,11 +196,10 @@ fn a_record_that_is_stored_after_all_is_whole() {
     scene.proxy.plan(1, usize::MAX, Fault::LateThenFull);
     let ran = scene.snapshot(1).code_is(&[exit::VOLUME, exit::LOST]);
     assert!(scene.proxy.came() > 1, "{}", ran.show());
-    let since = std::time::Instant::now();
-    while list(&scene.world.volume).len() < 2 {
-        assert!(since.elapsed().as_secs() < 60, "the record never came\n{}", ran.show());
+    while !scene.proxy.is_late_over() {
         std::thread::sleep(std::time::Duration::from_millis(50));
     }
+    assert_eq!(list(&scene.world.volume), ["c/1", "c/2"], "the record never came\n{}", ran.show());
     scene.world.bk("verify --data c/2").run().ok();
 }
 

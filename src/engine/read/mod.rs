@@ -7,6 +7,7 @@ pub mod compare;
 pub mod content;
 pub mod export;
 pub mod extract;
+pub mod filled;
 pub mod frame;
 pub mod index;
 pub mod metadata;

@@ -7,7 +7,7 @@ use std::{
     io::Read,
     os::unix::{
         ffi::OsStrExt,
-        fs::{FileExt, FileTypeExt, MetadataExt},
+        fs::{FileTypeExt, MetadataExt},
     },
     path::{Path, PathBuf},
     sync::{Mutex, PoisonError},
@@ -15,7 +15,7 @@ use std::{
 
 use crossbeam_channel::bounded;
 
-use super::{chain::Chain, content::check_interrupted, outcome::Fault};
+use super::{chain::Chain, content::check_interrupted, filled::content_digest, outcome::Fault};
 use crate::{
     error::{Error, Kind, Result},
     model::{
@@ -71,7 +71,7 @@ pub fn compare(
             let (taken, compared) = (taken.clone(), &compared);
             scope.spawn(move || {
                 for task in taken {
-                    let looked = if monitor.interrupted().is_some() { Ok(0) } else { look(&task, root) };
+                    let looked = if monitor.interrupted().is_some() { Ok(0) } else { look(&task, root, monitor) };
                     let mut sums = compared.lock().unwrap_or_else(PoisonError::into_inner);
                     sums.entries += 1;
                     match looked {
@@ -131,7 +131,7 @@ fn place(root: &Path, path: &[u8]) -> PathBuf {
 }
 
 /// One entry; what is wrong, or the length of its content.
-fn look(task: &Task, root: &Path) -> Result<u64, String> {
+fn look(task: &Task, root: &Path, monitor: &dyn Monitor) -> Result<u64, String> {
     let entry = &task.entry;
     let path = place(root, &entry.path);
     let meta = path.symlink_metadata().map_err(|e| e.to_string())?;
@@ -161,33 +161,16 @@ fn look(task: &Task, root: &Path) -> Result<u64, String> {
             if is_same { Ok(0) } else { Err("it leads elsewhere".to_owned()) }
         }
         EntryKind::File if meta.len() != entry.size => Err(format!("it has {} bytes, not {}", meta.len(), entry.size)),
-        EntryKind::File => content(task, &path),
+        EntryKind::File => content(task, &path, monitor),
         _ => Ok(0),
     }
 }
 
-fn content(task: &Task, path: &Path) -> Result<u64, String> {
+fn content(task: &Task, path: &Path, monitor: &dyn Monitor) -> Result<u64, String> {
     let Some(digest) = &task.digest else { return Ok(0) };
-    let mut file = std::fs::File::open(path).map_err(|e| e.to_string())?;
-    let (len, found) = match &task.entry.sparse {
-        None => hash(&mut file)?,
-        Some(runs) => {
-            let mut hasher = blake3::Hasher::new();
-            let (mut buf, mut len) = (vec![0; BUFFER_LEN], 0);
-            for run in runs {
-                let mut at = run.offset;
-                while at < run.end() {
-                    let take = usize::try_from(run.end() - at).unwrap_or(usize::MAX).min(buf.len());
-                    file.read_exact_at(&mut buf[..take], at).map_err(|e| e.to_string())?;
-                    hasher.update(&buf[..take]);
-                    at += take as u64;
-                }
-                len += run.len;
-            }
-            (len, Digest(*hasher.finalize().as_bytes()))
-        }
-    };
-    if found == *digest { Ok(len) } else { Err(differs(digest, &found)) }
+    let file = std::fs::File::open(path).map_err(|e| e.to_string())?;
+    let found = content_digest(&file, &task.entry, monitor).map_err(|e| e.to_string())?;
+    if found == *digest { Ok(task.entry.stored_len) } else { Err(differs(digest, &found)) }
 }
 
 fn hash(file: &mut std::fs::File) -> Result<(u64, Digest), String> {

@@ -6,10 +6,7 @@
 use std::{
     collections::HashSet,
     fs::File,
-    os::{
-        fd::{AsFd, OwnedFd},
-        unix::fs::FileExt,
-    },
+    os::fd::{AsFd, OwnedFd},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -22,7 +19,8 @@ use rustix::{fs::Mode, io::Errno};
 use super::{
     ahead::Reads,
     chain::{Chain, Located, Source},
-    content::{check_digest, check_interrupted},
+    content::check_digest,
+    filled::{content_digest, put_content},
     frame::FrameReader,
     metadata::{Failure, Fresh, Left, Policy, has_default_acl},
     outcome::Outcome,
@@ -35,15 +33,11 @@ use crate::{
         tar::{padded, read::TarReader},
     },
     model::{
-        digest::Digest,
-        entry::{Entry, EntryKind, Run},
+        entry::{Entry, EntryKind},
         path,
     },
     monitor::Monitor,
 };
-
-/// A content is read back in pieces of this length, bytes.
-const READ_BACK_LEN: usize = 256 << 10;
 
 /// What all threads of a restore share.
 pub struct Shared<'a> {
@@ -75,7 +69,7 @@ pub fn failed(doing: &str, error: Errno) -> Error {
     Error::new(Kind::Other, format!("cannot {doing}: {}", std::io::Error::from(error)))
 }
 
-fn failed_io(doing: &str, error: &std::io::Error) -> Error {
+pub(super) fn failed_io(doing: &str, error: &std::io::Error) -> Error {
     failed(doing, Errno::from_io_error(error).unwrap_or(Errno::IO))
 }
 
@@ -436,44 +430,6 @@ impl<'a> Writer<'a> {
         };
         put_content(&opened.new.file, &large.task.entry, at, bytes)
     }
-}
-
-/// Writes content, which begins at `at` within all of the file's content, where it belongs in the file.
-pub fn put_content(file: &File, entry: &Entry, at: u64, bytes: &[u8]) -> Result<()> {
-    let write = |bytes: &[u8], at| file.write_all_at(bytes, at).map_err(|e| failed_io("write the file", &e));
-    let Some(runs) = &entry.sparse else { return write(bytes, at) };
-    let mut before = 0;
-    let end = at + bytes.len() as u64;
-    for &Run { offset, len } in runs {
-        let (from, to) = (at.max(before), end.min(before + len));
-        if from < to {
-            let range = usize::try_from(from - at).unwrap_or(0)..usize::try_from(to - at).unwrap_or(0);
-            write(&bytes[range], offset + (from - before))?;
-        }
-        before += len;
-        if before >= end {
-            break;
-        }
-    }
-    Ok(())
-}
-
-/// BLAKE3 of the content of a file that was written as `entry` says: of a sparse one, of its data runs joined.
-pub fn content_digest(file: &File, entry: &Entry, monitor: &dyn Monitor) -> Result<Digest> {
-    let whole = [Run { offset: 0, len: entry.size }];
-    let mut hasher = blake3::Hasher::new();
-    let mut buf = vec![0; READ_BACK_LEN];
-    for &Run { offset, len } in entry.sparse.as_deref().unwrap_or(&whole) {
-        let mut at = offset;
-        while at < offset + len {
-            check_interrupted(monitor)?;
-            let now = usize::try_from(offset + len - at).unwrap_or(usize::MAX).min(READ_BACK_LEN);
-            file.read_exact_at(&mut buf[..now], at).map_err(|e| failed_io("read the file back", &e))?;
-            hasher.update(&buf[..now]);
-            at += now as u64;
-        }
-    }
-    Ok(Digest(*hasher.finalize().as_bytes()))
 }
 
 /// The tar headers of a frame, read along with the files taken from it.

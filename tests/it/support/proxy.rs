@@ -91,6 +91,8 @@ struct State {
     /// From which request on (1 is the first), how many that it fits, and what.
     plan: Option<(usize, usize, Fault)>,
     came: usize,
+    /// Whether what was to be passed on late has been, however that went.
+    is_late_over: bool,
     /// Whether it may come later, where the request it was meant for does not fit.
     is_any: bool,
     /// Whether requests are counted only once the record is there and was looked at.
@@ -170,6 +172,11 @@ impl Proxy {
     /// What was seen since.
     pub fn seen(&self) -> Vec<Request> {
         self.state.lock().unwrap().seen.clone()
+    }
+
+    /// Whether what was to be passed on late has been, however that went.
+    pub fn is_late_over(&self) -> bool {
+        self.state.lock().unwrap().is_late_over
     }
 
     /// How many requests met the fault.
@@ -294,7 +301,9 @@ fn serve(mut client: TcpStream, upstream: &str, state: &Mutex<State>) -> std::io
         Some(Fault::LateThenFull) => {
             drop(client);
             std::thread::sleep(Duration::from_secs(3));
-            return fresh().map(drop);
+            let passed = fresh();
+            state.lock().unwrap().is_late_over = true;
+            return passed.map(drop);
         }
         Some(Fault::Stall) => {
             half(&mut client, fresh()?)?;

@@ -9,9 +9,10 @@ use crate::{
     engine::read::{
         chain::Located,
         content,
+        filled::put_content,
         index::Row,
         target,
-        worker::{Writer, failed, put_content},
+        worker::{Writer, failed},
     },
     error::{Error, Kind, Result},
     model::{
