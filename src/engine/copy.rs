@@ -248,7 +248,7 @@ impl Ranges<'_> {
             return Err(of_index(e, self.load.index));
         }
         let plain = frames.first().map_or(0, |frame| frame.offset);
-        frames_tile(part, &frames, plain).map_err(|e| e.context(&*self.objects[at].key))?;
+        frames_tile(part, frames.iter(), plain).map_err(|e| e.context(&*self.objects[at].key))?;
         let mut pieces: Vec<Piece> =
             frames.iter().map(|f| Piece { len: u64::from(f.stored_len), digest: Some(f.digest) }).collect();
         if part.trailer_len > 0 {

@@ -10,7 +10,7 @@ use super::{
     listing::{FileKind, Listing},
     select::{CACHEDIR_SIGNATURE, Selection},
 };
-use crate::model::{path::PATH_LEN_MAX, show};
+use crate::model::path::PATH_LEN_MAX;
 
 /// How directories are opened: never through a symbolic link.
 pub const DIR_FLAGS: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
@@ -31,7 +31,7 @@ pub struct Found {
     /// Those that are to be stored, sorted.
     pub listing: Listing,
     /// What is missing among them, in order.
-    pub warnings: Vec<String>,
+    pub lost: Vec<(Vec<u8>, String)>,
     /// Whether there may be more names: reading them failed.
     pub is_cut: bool,
     /// For each of them what it is; empty when that was not asked for.
@@ -62,7 +62,7 @@ impl Found {
             selection.exclude.is_empty() || !selection.exclude.matches(path, kind == FileKind::Dir)
         });
         if let Err(e) = read {
-            found.warnings.push(format!("cannot list {}: {e}", show::name(path)));
+            found.lost.push((path.to_vec(), format!("cannot list it: {e}")));
             found.is_cut = true;
         }
         Some(found)
@@ -70,25 +70,25 @@ impl Found {
 
     /// The names of `listing` that can be stored and that `wanted` wants, by their path.
     pub fn chosen(mut listing: Listing, dir: &[u8], wanted: impl Fn(&[u8], FileKind) -> bool) -> Self {
-        let mut warnings = Vec::new();
+        let mut lost = Vec::new();
         let mut path = dir.to_vec();
         for name in &listing.too_long {
             set_name(&mut path, dir.len(), name);
-            warnings.push(format!("the name is too long: {}", show::name(&path)));
+            lost.push((path.clone(), "the name is too long".to_owned()));
         }
         listing.retain(|name, kind| {
             set_name(&mut path, dir.len(), name);
             if path.len() > PATH_LEN_MAX {
-                warnings.push(format!("the path is too long: {}", show::name(&path)));
+                lost.push((path.clone(), "the path is too long".to_owned()));
                 return false;
             }
             if path == crate::format::tar::PRIVATE_DIR {
-                warnings.push("`.bk` at the top is a name bk uses itself and is left out".to_owned());
+                lost.push((path.clone(), "at the top is a name bk uses itself and is left out".to_owned()));
                 return false;
             }
             wanted(&path, kind)
         });
-        Self { listing, warnings, is_cut: false, stats: Vec::new() }
+        Self { listing, lost, is_cut: false, stats: Vec::new() }
     }
 
     /// Looks at each of the names.

@@ -29,11 +29,12 @@ use crate::{
     error::{Error, Result},
     model::{
         entry::{Entry, EntryKind, Status, Xattr},
-        show,
         time::Time,
     },
 };
 
+/// What is said of a name that was there a moment ago.
+pub const VANISHED: &str = "vanished";
 /// Directory descriptors kept open on the way down.
 const OPEN_MAX: usize = 64;
 /// More threads than this find nothing to do.
@@ -55,8 +56,10 @@ pub trait Visitor {
     fn leaf(&mut self, leaf: Leaf<'_>) -> Result<Option<Stat>>;
     /// What there is under the name whose turn it is could not be looked at: nothing is said of it.
     fn unseen(&mut self);
-    /// Something the user should know; `incomplete` when the snapshot is not what was there.
-    fn warn(&mut self, text: String, incomplete: bool);
+    /// Something the user should know of a path.
+    fn warn(&mut self, path: &[u8], what: &str);
+    /// The snapshot is not what was there: what is wrong with a path.
+    fn incomplete(&mut self, path: &[u8], why: &str);
     /// Asked once for each directory: an error ends the walk.
     fn go_on(&self) -> Result<()>;
     /// Whether most names are only looked at. Then looking ahead pays; what opens and reads all it meets is not held up by the walk.
@@ -208,7 +211,7 @@ impl<'a> Walk<'a> {
             Ok(xattrs) => entry.xattrs = xattrs,
             Err(e) => {
                 entry.status = entry.status.with(Status::XATTRS);
-                visitor.warn(format!("cannot read the attributes of {}: {e}", show::name(&self.path)), true);
+                visitor.incomplete(&self.path, &format!("cannot read its attributes: {e}"));
             }
         }
         Some(entry)
@@ -231,8 +234,8 @@ impl<'a> Walk<'a> {
         visitor: &mut impl Visitor,
     ) -> Result<()> {
         visitor.go_on()?;
-        let Found { listing, warnings, is_cut, stats } = found;
-        warnings.into_iter().for_each(|text| visitor.warn(text, true));
+        let Found { listing, lost, is_cut, stats } = found;
+        lost.iter().for_each(|(path, why)| visitor.incomplete(path, why));
         let mut level = Level {
             fd: None,
             dev: stat.st_dev,
@@ -299,11 +302,14 @@ impl<'a> Walk<'a> {
         let entry = match (&fd, &stat) {
             (Ok(fd), Ok(stat)) => self.dir_entry(fd.as_fd(), stat, visitor),
             (Err(Errno::NOENT), _) | (_, Err(Errno::NOENT)) => {
-                visitor.warn(format!("vanished: {}", show::name(&self.path)), named);
+                match named {
+                    true => visitor.incomplete(&self.path, VANISHED),
+                    false => visitor.warn(&self.path, VANISHED),
+                }
                 return Ok(None);
             }
             (_, Err(e)) => {
-                visitor.warn(format!("cannot look at {}: {e}", show::name(&self.path)), true);
+                visitor.incomplete(&self.path, &format!("cannot look at it: {e}"));
                 visitor.unseen();
                 return Ok(None);
             }
@@ -314,7 +320,7 @@ impl<'a> Walk<'a> {
                 return Ok(None);
             }
             (Err(e), Ok(stat)) => {
-                visitor.warn(format!("cannot open {}: {e}", show::name(&self.path)), true);
+                visitor.incomplete(&self.path, &format!("cannot open it: {e}"));
                 meta::entry(&self.path, stat, 0).filter(Entry::is_dir).map(|mut entry| {
                     entry.status = Status::UNREADABLE;
                     entry
@@ -325,7 +331,7 @@ impl<'a> Walk<'a> {
         let source_dev = if named { stat.st_dev } else { level.source_dev };
         let is_volume = self.volume == Some((stat.st_dev, stat.st_ino));
         if is_volume {
-            visitor.warn(format!("{} is the volume itself and is stored empty", show::name(&self.path)), false);
+            visitor.warn(&self.path, "is the volume itself and is stored empty");
         }
         let is_other = self.selection.one_file_system && stat.st_dev != source_dev;
         let (unread, passing) = (fd.is_err(), is_other && within.is_some());
@@ -365,11 +371,11 @@ impl<'a> Walk<'a> {
                 }
             }
             Some(Err(Errno::NOENT | Errno::LOOP | Errno::NOTDIR)) => {
-                visitor.warn(format!("vanished: {}", show::name(&self.path)), false);
+                visitor.warn(&self.path, VANISHED);
             }
             Some(Err(e)) => {
                 is_cut = true;
-                visitor.warn(format!("cannot open {}: {e}", show::name(&self.path)), true);
+                visitor.incomplete(&self.path, &format!("cannot open it: {e}"));
             }
         }
         let (listing, systems) = (Listing::default(), &mut self.systems);
@@ -447,7 +453,7 @@ impl<'a> Walk<'a> {
             .filter(|fd| rustix::fs::fstat(fd).is_ok_and(|stat| (stat.st_dev, stat.st_ino) == (above.dev, above.ino)));
         above.fd = again.map(Arc::new);
         if above.fd.is_none() && !above.pending.is_empty() {
-            visitor.warn(format!("{} was moved while it was read", show::name(&self.path)), true);
+            visitor.incomplete(&self.path, "was moved while it was read");
         }
     }
 }

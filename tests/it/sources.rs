@@ -110,8 +110,19 @@ fn what_cannot_be_looked_at_has_not_vanished() {
     // Names can be read, what they are cannot; then not even the names.
     for (mode, level) in [(0o644, 1), (0o000, 2)] {
         chmod(&top, mode);
-        user(&format!("snapshot --job j --level {level} -C . top")).code_is(&[exit::INCOMPLETE]);
+        let ran = user(&format!("snapshot --json --job j --level {level} -C . top")).code_is(&[exit::INCOMPLETE]);
         chmod(&top, 0o755);
+        // All that is counted is named.
+        let result = ran.json().pop().unwrap();
+        let (named, counted) = (&result["incomplete"], &result["totals"]["incomplete"]);
+        assert!(
+            counted.as_u64() > Some(0) && named.as_array().map(|all| all.len() as u64) == counted.as_u64(),
+            "{named}"
+        );
+        assert!(
+            named.as_array().unwrap().iter().all(|one| one["path"].as_str().unwrap().starts_with("top")),
+            "{named}"
+        );
         let left = user(&format!("ls -R j/{}", level + 1)).ok().text();
         for path in ["top/d/e/f", "top/g"] {
             assert!(left.contains(path), "level {level}: {path} is gone\n{left}");

@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{
     error::{Error, Kind, Result},
-    format::{layout::run_dir, record::Snapshot},
+    format::{index::Frame, layout::run_dir, record::Snapshot},
     model::{digest::Digest, show, text::PathText},
     monitor::Monitor,
     volume::Volume,
@@ -94,7 +94,8 @@ pub fn check(
     threads: usize,
     monitor: &dyn Monitor,
 ) -> Result<(Checked, Vec<Fault>)> {
-    let mut check = Check { depth, threads: threads.max(1), monitor, checked: Checked::default(), faults: Vec::new() };
+    let (checked, faults, fetched) = Default::default();
+    let mut check = Check { depth, threads: threads.max(1), monitor, checked, faults, fetched };
     check.restore_txt(volume, snapshot)?;
     let key = format!("{}{}", run_dir(&snapshot.job, snapshot.run_id), snapshot.index.name);
     check.checked.objects += 1;
@@ -116,6 +117,29 @@ struct Check<'a> {
     monitor: &'a dyn Monitor,
     checked: Checked,
     faults: Vec<Fault>,
+    fetched: Fetched,
+}
+
+/// Frames that were fetched whole for what they hold: each byte of theirs was under its digest, and they are not fetched again.
+#[derive(Debug, Default)]
+struct Fetched {
+    /// Those of the tree, in order.
+    tree: Vec<bool>,
+    /// Streams, by number.
+    streams: Vec<u32>,
+}
+
+impl Fetched {
+    /// Whether the `nth` frame of the snapshot is among them.
+    fn has(&self, nth: usize, frame: &Frame) -> bool {
+        let is_read = match frame.stream {
+            // They come first.
+            0 => self.tree.get(nth) == Some(&true),
+            stream => self.streams.contains(&stream),
+        };
+        // One without content is needed by nothing that reads contents.
+        is_read && frame.len > 0
+    }
 }
 
 impl Check<'_> {
@@ -159,7 +183,7 @@ impl Check<'_> {
 
     fn objects(&mut self, volume: &Volume, index: &IndexReader, snapshot: &Snapshot) -> Result<()> {
         let blocks_good = self.blocks(index)?;
-        self.parts(index)?;
+        let of_blocks = self.faults.len();
         if self.depth == Depth::Data && blocks_good {
             self.tree(index, snapshot.base.is_some())?;
             match Chain::of(volume, snapshot) {
@@ -170,6 +194,10 @@ impl Check<'_> {
                 Err(e) => self.fault_or(Fault::new(index.key(), "chain", ""), e)?,
             }
         }
+        // What is wrong with an object is told before what that does to contents.
+        let of_contents = self.faults.split_off(of_blocks);
+        self.parts(index)?;
+        of_contents.into_iter().for_each(|fault| self.fault(fault));
         Ok(())
     }
 
@@ -239,8 +267,11 @@ impl Check<'_> {
                     return Err(Error::integrity("index and record do not agree"));
                 }
                 self.digest_is(&mut Contents::new(chain.runs())?, &chain.locate_stream(number)?)?;
-                if stream.places.is_none() && index.frames_from(number, extent.len)?.next().is_some() {
-                    return Err(Error::integrity("more is stored than its length"));
+                if stream.places.is_none() {
+                    if index.frames_from(number, extent.len)?.next().is_some() {
+                        return Err(Error::integrity("more is stored than its length"));
+                    }
+                    self.fetched.streams.push(number);
                 }
                 Ok(())
             });

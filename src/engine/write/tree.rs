@@ -39,12 +39,13 @@ use crate::{
     source::{
         listing::FileKind,
         meta,
-        walk::{Leaf, Names, Visitor, Walk},
+        walk::{Leaf, Names, VANISHED, Visitor, Walk},
     },
 };
 
 /// Paths named in the record; the index and `.bk/incomplete` have all.
 const NAMED_MAX: usize = 100;
+const XATTRS_TOO_LARGE: &str = "its attributes are only in the index: too large for tar";
 /// Entries that wait for a frame to fill are sent on when they are this many.
 const ROW_COUNT_MAX: usize = 8192;
 
@@ -96,6 +97,11 @@ struct Now {
     settled: bool,
 }
 
+/// A path as it is shown; the root is a dot.
+fn shown(path: &[u8]) -> String {
+    if path.is_empty() { ".".to_owned() } else { show::name(path) }
+}
+
 impl Visitor for Tree<'_, '_> {
     fn enter(&mut self, mut names: Names<'_>) -> Result<()> {
         let mut dumpdir = None;
@@ -120,10 +126,7 @@ impl Visitor for Tree<'_, '_> {
         let Some(dir) = names.entry else { return Ok(()) };
         let left = self.member_with(dir, dumpdir.as_deref())?;
         if left.xattrs {
-            self.warn(
-                format!("the attributes of {} are only in the index: too large for tar", show::name(&dir.path)),
-                true,
-            );
+            self.incomplete(&dir.path, XATTRS_TOO_LARGE);
         }
         Ok(())
     }
@@ -190,7 +193,7 @@ impl Visitor for Tree<'_, '_> {
             match self.open(&leaf) {
                 Ok(fd) => return self.opened(leaf, fd),
                 Err(Errno::NOENT) => {
-                    self.warn(format!("vanished: {}", show::name(leaf.path)), false);
+                    self.warn(leaf.path, VANISHED);
                     return Ok(None);
                 }
                 // Not a file any more, or not readable: look at it by name.
@@ -204,14 +207,18 @@ impl Visitor for Tree<'_, '_> {
         self.now.settled = true;
     }
 
-    fn warn(&mut self, text: String, incomplete: bool) {
+    fn warn(&mut self, path: &[u8], what: &str) {
         self.outcome.warnings += 1;
-        self.outcome.totals.incomplete += u64::from(incomplete);
-        if incomplete {
-            self.note.extend_from_slice(text.as_bytes());
-            self.note.push(b'\n');
+        self.monitor.warn(&format!("{}: {what}", shown(path)));
+    }
+
+    fn incomplete(&mut self, path: &[u8], why: &str) {
+        if self.outcome.incomplete.len() < NAMED_MAX {
+            self.outcome.incomplete.push(Incomplete { path: shown(path), why: why.to_owned() });
         }
-        self.monitor.warn(&text);
+        self.outcome.totals.incomplete += 1;
+        self.note.extend_from_slice(format!("{}: {why}\n", shown(path)).as_bytes());
+        self.warn(path, why);
     }
 
     fn go_on(&self) -> Result<()> {
@@ -298,7 +305,7 @@ impl Tree<'_, '_> {
         let stat = match rustix::fs::statat(leaf.dir, leaf.name, AtFlags::SYMLINK_NOFOLLOW) {
             Ok(stat) => stat,
             Err(Errno::NOENT) => {
-                self.warn(format!("vanished: {}", show::name(leaf.path)), false);
+                self.warn(leaf.path, VANISHED);
                 return Ok(None);
             }
             Err(e) => {
@@ -393,7 +400,7 @@ impl Tree<'_, '_> {
     fn mark_changed(&mut self, entry: &mut Entry, grew: bool) {
         if grew {
             entry.status = entry.status.with(Status::GREW);
-            self.warn(format!("grew while it was read: {}", show::name(&entry.path)), false);
+            self.warn(&entry.path, "grew while it was read");
         } else {
             entry.status = entry.status.with(Status::CHANGED);
             self.incomplete(&entry.path, "changed while it was read");
@@ -411,17 +418,10 @@ impl Tree<'_, '_> {
         self.incomplete(&entry.path, &format!("cannot read it: {errno}"));
     }
 
-    fn incomplete(&mut self, path: &[u8], why: &str) {
-        if self.outcome.incomplete.len() < NAMED_MAX {
-            self.outcome.incomplete.push(Incomplete { path: show::name(path), why: why.to_owned() });
-        }
-        self.warn(format!("{}: {why}", show::name(path)), true);
-    }
-
     fn member_checked(&mut self, entry: &mut Entry) -> Result<()> {
         if self.member(entry)?.xattrs {
             entry.status = entry.status.with(Status::XATTRS);
-            self.incomplete(&entry.path, "its attributes are only in the index: too large for tar");
+            self.incomplete(&entry.path, XATTRS_TOO_LARGE);
         }
         Ok(())
     }

@@ -362,7 +362,9 @@ impl Visitor for Census<'_> {
 
     fn unseen(&mut self) {}
 
-    fn warn(&mut self, _: String, _: bool) {}
+    fn warn(&mut self, _: &[u8], _: &str) {}
+
+    fn incomplete(&mut self, _: &[u8], _: &str) {}
 
     fn go_on(&self) -> Result<()> {
         go_on(self.monitor)?;

@@ -6,7 +6,12 @@ use crossbeam_channel::bounded;
 
 use super::{Check, Checked, Depth, Fault, PATH_COUNT_MAX, differs, has_len, is_fault};
 use crate::{
-    engine::read::{ahead, content::check_interrupted, frame::FrameReader, index::IndexReader},
+    engine::read::{
+        ahead::{self, Reads},
+        content::check_interrupted,
+        frame::FrameReader,
+        index::IndexReader,
+    },
     error::{Error, Result},
     format::index::{Extent, Frame, Part},
     model::{digest::Digest, text::PathText},
@@ -15,6 +20,19 @@ use crate::{
 
 /// A part has at most this many frames; see `PART_LEN_MAX` of a writer and the smallest frame.
 const PART_FRAME_COUNT_MAX: usize = 1 << 20;
+
+/// A frame, and whether its stored bytes were held against its digest already.
+#[derive(Clone, Copy)]
+struct Stored {
+    frame: Frame,
+    is_fetched: bool,
+}
+
+impl Reads for Stored {
+    fn frame(&self) -> Option<(usize, Frame)> {
+        (!self.is_fetched).then_some((0, self.frame))
+    }
+}
 
 type PartFaults = Vec<(Option<Frame>, Fault, Error)>;
 
@@ -26,10 +44,10 @@ fn ends(faults: &PartFaults) -> bool {
 impl Check<'_> {
     /// Parts in order: numbers, lengths, frames without a gap, digests.
     pub(super) fn parts(&mut self, index: &IndexReader) -> Result<()> {
-        let mut frames = index.frames().peekable();
+        let mut frames = index.frames().enumerate().peekable();
         let threads = if self.depth == Depth::Quick { 1 } else { self.threads };
         let depth = self.depth;
-        let (jobs, taken) = bounded::<(Part, String, Vec<Frame>)>(threads);
+        let (jobs, taken) = bounded::<(Part, String, Vec<Stored>)>(threads);
         let (results, found) = crossbeam_channel::unbounded();
         let (monitor, ended) = (self.monitor, AtomicBool::new(false));
         let fed = std::thread::scope(|scope| {
@@ -81,12 +99,12 @@ impl Check<'_> {
                 let mut own = Vec::new();
                 if depth != Depth::Quick {
                     while own.len() < PART_FRAME_COUNT_MAX
-                        && let Some(frame) =
-                            frames.next_if(|frame| frame.as_ref().is_ok_and(|frame| u64::from(frame.part) == n))
+                        && let Some((nth, Ok(frame))) =
+                            frames.next_if(|(_, frame)| frame.as_ref().is_ok_and(|frame| u64::from(frame.part) == n))
                     {
-                        own.extend(frame);
+                        own.push(Stored { frame, is_fetched: self.fetched.has(nth, &frame) });
                     }
-                    if let Err(e) = frames_tile(&part, &own, plain) {
+                    if let Err(e) = frames_tile(&part, own.iter().map(|stored| &stored.frame), plain) {
                         self.fault_or(place(), e)?;
                     }
                 }
@@ -97,7 +115,7 @@ impl Check<'_> {
             }
             drop(jobs);
             if depth != Depth::Quick
-                && let Some(frame) = frames.next()
+                && let Some((_, frame)) = frames.next()
             {
                 let place = Fault::new(index.key(), "frames", "");
                 self.fault_or(
@@ -122,9 +140,10 @@ impl Check<'_> {
 }
 
 /// Whether a part's frames follow each other from its start to its trailer, and its content the part before.
-pub fn frames_tile(part: &Part, frames: &[Frame], plain: u64) -> Result<()> {
-    let (mut stored, mut content) = (0u64, plain);
+pub fn frames_tile<'a>(part: &Part, frames: impl Iterator<Item = &'a Frame>, plain: u64) -> Result<()> {
+    let (mut stored, mut content, mut count) = (0u64, plain, 0);
     for frame in frames {
+        count += 1;
         if frame.stream != part.stream || frame.stored_offset != stored || frame.offset != content {
             return Err(Error::integrity(format!("its frames have a gap at byte {stored}")));
         }
@@ -132,7 +151,7 @@ pub fn frames_tile(part: &Part, frames: &[Frame], plain: u64) -> Result<()> {
         content = frame.end();
     }
     let whole = stored.saturating_add(u64::from(part.trailer_len)) == part.stored_len;
-    if !whole || content - plain != part.plain_len || frames.len() != part.frames as usize {
+    if !whole || content - plain != part.plain_len || count != part.frames {
         return Err(Error::integrity("its frames do not add up to it"));
     }
     Ok(())
@@ -143,7 +162,7 @@ fn check_part(
     depth: Depth,
     part: &Part,
     key: &str,
-    (frames, readers): (&[Frame], usize),
+    (frames, readers): (&[Stored], usize),
     monitor: &dyn Monitor,
 ) -> (Checked, PartFaults) {
     let (mut checked, mut faults) = (Checked::default(), Vec::new());
@@ -159,10 +178,10 @@ fn check_part(
         Err(e) => return (checked, vec![(None, object("object".to_owned()), e)]),
     };
     let mut hasher = blake3::Hasher::new();
-    for (_, frame) in ahead::told(std::slice::from_ref(index), readers, frames.iter().map(|frame| (0, *frame))) {
+    for Stored { frame, is_fetched } in ahead::told(std::slice::from_ref(index), readers, frames.iter().copied()) {
         if let Err(e) = check_interrupted(monitor) {
             faults.push((None, object("object".to_owned()), e));
-        } else if let Err(e) = reader.fetch(index, &frame) {
+        } else if !is_fetched && let Err(e) = reader.fetch(index, &frame) {
             faults.push((Some(frame), object(format!("frame at byte {}", frame.stored_offset)), e));
         }
         if ends(&faults) {
@@ -171,7 +190,9 @@ fn check_part(
         hasher.update(&frame.digest.0);
         checked.frames += 1;
         checked.stored_bytes += u64::from(frame.stored_len);
-        monitor.advance(0, u64::from(frame.stored_len), b"");
+        if !is_fetched {
+            monitor.advance(0, u64::from(frame.stored_len), b"");
+        }
     }
     if part.trailer_len > 0 {
         let at = part.stored_len.saturating_sub(u64::from(part.trailer_len));

@@ -9,9 +9,12 @@ use crate::{
         index::IndexReader,
     },
     error::{Error, Result},
-    format::tar::{
-        PRIVATE_DIR,
-        read::{Member, TarReader},
+    format::{
+        index::Frame,
+        tar::{
+            PRIVATE_DIR,
+            read::{Member, TarReader},
+        },
     },
     model::{
         digest::Digest,
@@ -19,6 +22,7 @@ use crate::{
         path, show,
         text::PathText,
     },
+    monitor::Monitor,
 };
 
 impl Check<'_> {
@@ -27,11 +31,23 @@ impl Check<'_> {
         if index.entry_count() == 0 {
             return Ok(());
         }
-        let frames = index.frames_from(0, 0)?.map(|frame| Ok((0, frame?)));
+        let is_tree = |frame: &Result<Frame>| frame.as_ref().map_or(true, |frame| frame.stream == 0);
+        let frames = index.frames().take_while(is_tree).map(|frame| Ok((0, frame?)));
         let threads = self.threads;
         let (members, broken) = content::ordered(std::slice::from_ref(index), frames, threads, |ordered| {
-            let mut stream = TreeStream { ordered, plain: Vec::new(), at: 0, offset: 0, broken: false, fatal: None };
-            self.members(index, is_increment, &mut stream)
+            let mut stream = TreeStream {
+                ordered,
+                monitor: self.monitor,
+                plain: Vec::new(),
+                at: 0,
+                offset: 0,
+                broken: false,
+                fatal: None,
+                fetched: Vec::new(),
+            };
+            let found = self.members(index, is_increment, &mut stream);
+            self.fetched.tree = stream.fetched;
+            found
         })?;
         self.checked.members += members;
         let mut expected = 0;
@@ -118,6 +134,7 @@ impl Check<'_> {
 /// The tree stream as it is decoded.
 struct TreeStream<'a, 'b> {
     ordered: &'a mut Ordered<'b>,
+    monitor: &'a dyn Monitor,
     plain: Vec<u8>,
     at: usize,
     /// Where the next byte lies in the stream.
@@ -126,6 +143,8 @@ struct TreeStream<'a, 'b> {
     broken: bool,
     /// The index itself could not be read on.
     fatal: Option<Error>,
+    /// Of each frame that came, whether it came whole.
+    fetched: Vec<bool>,
 }
 
 impl TreeStream<'_, '_> {
@@ -133,11 +152,10 @@ impl TreeStream<'_, '_> {
     fn load(&mut self) -> Result<bool> {
         self.ordered.recycle(std::mem::take(&mut self.plain));
         self.at = 0;
-        let Some(((_, frame), plain)) = self.ordered.next_frame()? else { return Ok(false) };
-        self.offset = frame.offset;
+        let Some((_, plain)) = self.next_frame()? else { return Ok(false) };
         match plain {
-            Ok(plain) => self.plain = plain,
-            Err(_) => self.broken = true,
+            Some(plain) => self.plain = plain,
+            None => self.broken = true,
         }
         Ok(!self.broken)
     }
@@ -147,16 +165,27 @@ impl TreeStream<'_, '_> {
         self.broken = false;
         self.ordered.recycle(std::mem::take(&mut self.plain));
         self.at = 0;
-        while let Some(((_, frame), plain)) = self.ordered.next_frame()? {
-            self.offset = frame.offset;
-            if let Ok(plain) = plain
-                && frame.starts_member
-            {
-                self.plain = plain;
-                return Ok(true);
+        while let Some((starts_member, plain)) = self.next_frame()? {
+            match plain {
+                Some(plain) if starts_member => {
+                    self.plain = plain;
+                    return Ok(true);
+                }
+                plain => self.ordered.recycle(plain.unwrap_or_default()),
             }
         }
         Ok(false)
+    }
+
+    /// Whether a member begins in the next frame, and its content when that is whole.
+    fn next_frame(&mut self) -> Result<Option<(bool, Option<Vec<u8>>)>> {
+        let Some(((_, frame), plain)) = self.ordered.next_frame()? else { return Ok(None) };
+        self.offset = frame.offset;
+        self.fetched.push(plain.is_ok());
+        if plain.is_ok() {
+            self.monitor.advance(0, u64::from(frame.stored_len), b"");
+        }
+        Ok(Some((frame.starts_member, plain.ok())))
     }
 }
 

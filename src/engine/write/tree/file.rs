@@ -5,7 +5,7 @@ use std::os::fd::OwnedFd;
 use rustix::fs::Stat;
 
 use super::{
-    Tree,
+    Tree, XATTRS_TOO_LARGE,
     read::{ReadEnd, capped, is_changed, is_grown, read_all, read_run},
 };
 use crate::{
@@ -111,7 +111,7 @@ impl Tree<'_, '_> {
     fn file_done(&mut self, mut entry: Entry, stat: &Stat, left: write::Left) -> Result<()> {
         if left.xattrs {
             entry.status = entry.status.with(Status::XATTRS);
-            self.incomplete(&entry.path, "its attributes are only in the index: too large for tar");
+            self.incomplete(&entry.path, XATTRS_TOO_LARGE);
         }
         self.remember(&entry, stat, false)?;
         self.row(entry)
