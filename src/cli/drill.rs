@@ -23,7 +23,6 @@ use crate::{
 const TIMEOUT: Duration = Duration::from_secs(3600);
 
 pub fn run(context: &Context<'_>, args: &DrillArgs) -> Result<Ended> {
-    let node = context.node(args.node.as_ref())?;
     let (named, which) = match args.what.split_once('/') {
         Some(_) => {
             let snapshot: SnapshotName = args.what.parse()?;
@@ -31,7 +30,7 @@ pub fn run(context: &Context<'_>, args: &DrillArgs) -> Result<Ended> {
         }
         None => (args.what.parse()?, Which::Latest(0)),
     };
-    let (stored, text) = configured(context, &named, &node)?;
+    let (stored, node, text) = configured(context, &named, args.node.as_ref())?;
     let scratch = args.scratch.as_ref().or(text.scratch.as_ref()).ok_or_else(|| {
         Error::usage("no directory to restore into is named")
             .with_hint(format!("--scratch DIR, or `scratch` in [job.{named}.drill]"))
@@ -73,13 +72,19 @@ pub fn run(context: &Context<'_>, args: &DrillArgs) -> Result<Ended> {
     Ok(Ended::Code(report.exit))
 }
 
-/// The job's name on the volume and its `drill`, when it is configured; by the first of both, or by the one on the volume.
-fn configured(context: &Context<'_>, named: &Name, node: &str) -> Result<(Name, DrillText)> {
+/// The job's name on the volume, the node and its `drill`, when it is configured; by the name it has there, or by the one on the volume.
+fn configured(context: &Context<'_>, named: &Name, node: Option<&String>) -> Result<(Name, String, DrillText)> {
     let config = context.config()?;
-    let Some(name) = config.job_of(named) else { return Ok((named.clone(), DrillText::default())) };
+    let Some(name) = config.job_of(named) else {
+        return Ok((named.clone(), context.node(node)?, DrillText::default()));
+    };
     let job = Job::resolve(config, name, &Chosen { is_open: true, ..Chosen::default() })?;
-    let stored = if name == named { job.stored_name(node)? } else { named.clone() };
-    Ok((stored, job.text.drill.unwrap_or_default()))
+    let node = match (node.filter(|typed| !typed.is_empty()), &job.text.node) {
+        (None, Some(own)) => own.to_string(),
+        (typed, _) => context.node(typed)?,
+    };
+    let stored = if name == named { job.stored_name(&node)? } else { named.clone() };
+    Ok((stored, node, job.text.drill.unwrap_or_default()))
 }
 
 fn command(args: &DrillArgs, text: &DrillText) -> Result<Option<Command>> {

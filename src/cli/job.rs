@@ -28,6 +28,7 @@ use crate::{
 };
 
 /// What a snapshot is asked for.
+#[derive(Clone)]
 pub enum Asked {
     /// A configured job.
     Job(Box<Job>),
@@ -69,6 +70,22 @@ fn gate_tells_roles(config: &Config, name: &Name) -> bool {
 }
 
 impl Asked {
+    /// Whether the gate is yet to tell the role on which it depends.
+    pub fn is_open(&self) -> bool {
+        matches!(self, Self::Job(job) if job.is_open)
+    }
+
+    /// Whether there may be steps that are not known yet.
+    pub fn has_steps_by_role(&self, context: &Context<'_>) -> Result<bool> {
+        match self {
+            Self::Job(job) if job.is_open => {
+                let sets = Job::resolve_all(context.config()?, &job.name)?;
+                Ok(sets.iter().any(|set| set.text.step.as_ref().is_some_and(|steps| !steps.is_empty())))
+            }
+            _ => Ok(false),
+        }
+    }
+
     /// What goes on around the snapshot: a gate that is always open, and no steps, where nothing is configured.
     pub fn around(&self, args: &SnapshotArgs) -> Result<Around> {
         let mut around = match self {
@@ -89,7 +106,7 @@ impl Asked {
         let is_configured = matches!(self, Self::Job(job) if job.text.offline == Some(true));
         if !args.offline.unwrap_or(is_configured) {
             around.steps.retain(|step| !step.offline);
-        } else if !around.steps.iter().any(|step| step.offline) {
+        } else if !self.is_open() && !around.steps.iter().any(|step| step.offline) {
             return Err(Error::usage("the job has no step that takes its datasource offline")
                 .with_hint("`offline = true` marks such a step in the configuration"));
         }
@@ -105,18 +122,16 @@ impl Asked {
         args.metrics.as_deref().or(configured).filter(|path| !path.as_os_str().is_empty())
     }
 
-    /// The same with the role that the gate told; none when it does not depend on that.
-    pub fn in_role(&self, context: &Context<'_>, args: &SnapshotArgs, told: Option<&str>) -> Result<Option<Self>> {
-        let config = context.config()?;
-        let Self::Job(job) = self else { return Ok(None) };
-        if config.job(&job.name).is_none_or(|own| own.role.is_none())
-            || args.role.as_ref().is_some_and(|role| !role.is_empty())
-        {
-            return Ok(None);
+    /// The same with the role that the gate told, where it depends on that.
+    pub fn in_role(&self, context: &Context<'_>, args: &SnapshotArgs, told: Option<&str>) -> Result<Self> {
+        match self {
+            Self::Job(job) if job.is_open => {
+                let told = told.map(str::to_lowercase);
+                let chosen = chosen(told.as_ref(), args.agent.as_ref())?;
+                Ok(Self::Job(Box::new(Job::resolve(context.config()?, &job.name, &chosen)?)))
+            }
+            known => Ok(known.clone()),
         }
-        let told = told.map(str::to_lowercase);
-        let job = Job::resolve(config, &job.name, &chosen(told.as_ref(), args.agent.as_ref())?)?;
-        Ok(Some(Self::Job(Box::new(job))))
     }
 
     /// Volumes it is copied to.

@@ -17,7 +17,7 @@ pub fn run(context: &Context<'_>, command: &LeaseCommand) -> Result<Ended> {
 }
 
 fn list(context: &Context<'_>, job: Option<&str>) -> Result<Ended> {
-    let job: Option<Name> = job.map(str::parse).transpose()?;
+    let job: Option<Name> = job.map(|job| context.stored(&job.parse()?)).transpose()?;
     let volume = match &job {
         Some(job) => context.volume_itself_of(job)?,
         None => context.volume_itself()?,
@@ -38,7 +38,7 @@ fn list(context: &Context<'_>, job: Option<&str>) -> Result<Ended> {
 }
 
 fn release(context: &Context<'_>, args: &LeaseReleaseArgs) -> Result<Ended> {
-    let job: Name = args.job.parse()?;
+    let job = context.stored(&args.job.parse()?)?;
     let volume = context.volume_itself_of(&job)?;
     let progress = context.progress("lease release");
     let node = context.node(args.node.as_ref())?;

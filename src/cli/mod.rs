@@ -23,6 +23,7 @@ mod shell;
 mod signals;
 mod snapshot;
 mod status;
+mod teller;
 mod tune;
 mod volume;
 

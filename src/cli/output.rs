@@ -6,9 +6,13 @@ use std::{
     sync::{Mutex, OnceLock},
 };
 
+use indicatif::ProgressBar;
 use serde::Serialize;
 
-use super::log::Log;
+use super::{
+    log::Log,
+    teller::{Teller, To},
+};
 use crate::error::{Error, Result};
 
 /// Messages that a result repeats: so many, and so many bytes of text.
@@ -42,6 +46,16 @@ pub struct Output {
     is_journal: bool,
     log: OnceLock<Log>,
     messages: Mutex<Vec<Message>>,
+    teller: OnceLock<Teller>,
+    /// What is drawn on standard error.
+    bar: Mutex<Option<ProgressBar>>,
+}
+
+impl Drop for Output {
+    /// What was said is heard, when somebody listens.
+    fn drop(&mut self) {
+        self.finish();
+    }
 }
 
 fn failed(e: std::io::Error) -> Error {
@@ -51,7 +65,8 @@ fn failed(e: std::io::Error) -> Error {
 impl Output {
     /// JSON or text, and how much of it.
     pub fn new(json: bool, loudness: Loudness) -> Self {
-        Self { json, loudness, is_journal: is_journal(), log: OnceLock::new(), messages: Mutex::default() }
+        let (log, messages, teller, bar) = Default::default();
+        Self { json, loudness, is_journal: is_journal(), log, messages, teller, bar }
     }
 
     /// How much is said.
@@ -96,7 +111,26 @@ impl Output {
     /// Writes to standard error. The journal reads the severity of a line at its beginning.
     fn err(&self, severity: u8, text: &str) {
         let mark = if self.is_journal { format!("<{severity}>") } else { String::new() };
-        let _ = writeln!(std::io::stderr().lock(), "{mark}{text}");
+        self.tell(To::Err, format!("{mark}{text}\n"));
+    }
+
+    fn tell(&self, to: To, text: String) {
+        let bar = self.bar.lock().ok().and_then(|bar| bar.clone());
+        self.teller.get_or_init(Teller::start).say(to, text, bar);
+    }
+
+    /// Something is drawn from now on, or no more.
+    pub fn draw(&self, drawn: Option<ProgressBar>) {
+        if let Ok(mut bar) = self.bar.lock() {
+            *bar = drawn;
+        }
+    }
+
+    /// Waits till all is said, if anybody listens.
+    pub fn finish(&self) {
+        if let Some(teller) = self.teller.get() {
+            teller.finish();
+        }
     }
 
     /// Whether JSON is wanted.
@@ -111,6 +145,7 @@ impl Output {
 
     /// A line of data.
     pub fn line(&self, text: &str) -> Result<()> {
+        self.finish();
         let mut out = std::io::stdout().lock();
         out.write_all(text.as_bytes()).and_then(|()| out.write_all(b"\n")).map_err(failed)
     }
@@ -154,8 +189,14 @@ impl Output {
         self.keep("info", text);
         match (self.loudness >= Loudness::Info, self.json) {
             (false, _) => {}
-            (true, true) => drop(self.object("note", &serde_json::json!({ "text": text }))),
+            (true, true) => self.told_as("note", text),
             (true, false) => self.err(INFO, &format!("bk: {text}")),
+        }
+    }
+
+    fn told_as(&self, r#type: &str, text: &str) {
+        if let Ok(json) = self.json(r#type, &serde_json::json!({ "text": text })) {
+            self.tell(To::Out, json + "\n");
         }
     }
 
@@ -165,7 +206,7 @@ impl Output {
         self.keep("warning", text);
         match (self.loudness >= Loudness::Notice, self.json) {
             (false, _) => {}
-            (true, true) => drop(self.object("warning", &serde_json::json!({ "text": text }))),
+            (true, true) => self.told_as("warning", text),
             (true, false) => self.err(WARNING, &format!("bk: warning: {text}")),
         }
     }

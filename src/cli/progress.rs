@@ -58,6 +58,7 @@ impl<'a> Progress<'a> {
                     shown.tick();
                 }
             });
+            out.draw(Some(bar.clone()));
             progress.bar = Some(bar);
             progress.ticker = Some((ticker, stop));
         }
@@ -126,17 +127,11 @@ pub fn show_time(seconds: u64) -> String {
 
 impl Monitor for Progress<'_> {
     fn warn(&self, text: &str) {
-        match &self.bar {
-            Some(bar) => bar.suspend(|| self.out.warn(text)),
-            None => self.out.warn(text),
-        }
+        self.out.warn(text);
     }
 
     fn note(&self, text: &str) {
-        match &self.bar {
-            Some(bar) => bar.suspend(|| self.out.note(text)),
-            None => self.out.note(text),
-        }
+        self.out.note(text);
     }
 
     fn advance(&self, entries: u64, bytes: u64, path: &[u8]) {
@@ -169,6 +164,8 @@ impl Drop for Progress<'_> {
             let _ = ticker.join();
         }
         if let Some(bar) = &self.bar {
+            self.out.draw(None);
+            self.out.finish();
             bar.finish_and_clear();
         }
     }

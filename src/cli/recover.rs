@@ -29,8 +29,21 @@ pub fn run(context: &Context<'_>, args: &RecoverArgs) -> Result<Ended> {
         recover::watch(&state_dir, job, run_id, &mut std::io::stdin().lock(), &monitor)?;
         return Ok(Ended::Done);
     }
-    let outcomes = recover::run(&state_dir, job.as_ref(), args.forget, &monitor)?;
+    // With `per_node` a job's runs are noted under the names of its nodes.
+    let is_configured = |name: &Name| context.config().is_ok_and(|config| config.job(name).is_some());
+    let is_of = |job: &Name, name: &Name| {
+        let node = name.as_str().strip_prefix(job.as_str()).and_then(|rest| rest.strip_prefix('.'));
+        name == job || node.is_some() && !is_configured(name)
+    };
+    let is_wanted = |name: &Name| job.as_ref().is_none_or(|job| is_of(job, name));
+    let outcomes = recover::run(&state_dir, &is_wanted, args.forget, &monitor)?;
     drop(monitor);
+    if let Some(job) = job.as_ref().filter(|_| outcomes.is_empty())
+        && context.config().is_ok_and(|config| config.job_of(job).is_none())
+    {
+        let what = format!("no job is called {job}, and no run of one has noted anything in {}", state_dir.display());
+        return Err(Error::usage(what));
+    }
     for one in &outcomes {
         show(context, one)?;
     }

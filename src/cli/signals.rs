@@ -3,7 +3,7 @@
 use std::sync::{Arc, atomic::AtomicBool};
 
 use signal_hook::{
-    consts::{SIGHUP, SIGINT, SIGTERM},
+    consts::{SIGCHLD, SIGHUP, SIGINT, SIGTERM},
     flag,
 };
 
@@ -23,7 +23,11 @@ pub fn watch() -> Result<Signals> {
     let failed = |e| Error::io("cannot watch for signals", e);
     let stop = Stop::default();
     let again = Arc::new(AtomicBool::new(false));
-    for signal in [SIGINT, SIGTERM, SIGHUP] {
+    children_can_be_waited_for()?;
+    // As `nohup` or a shell's `trap ''` wants it.
+    let ignored = ignored();
+    for signal in [SIGINT, SIGTERM, SIGHUP].into_iter().filter(|signal| *signal == SIGTERM || !ignored.contains(signal))
+    {
         let number = usize::try_from(signal).unwrap_or(0);
         flag::register_conditional_shutdown(signal, 128 + signal, Arc::clone(&again)).map_err(failed)?;
         flag::register(signal, Arc::clone(&again)).map_err(failed)?;
@@ -34,11 +38,25 @@ pub fn watch() -> Result<Signals> {
 
 /// Lets no such signal end this process, however often it comes.
 pub fn outlive() -> Result<Signals> {
+    children_can_be_waited_for()?;
     for signal in [SIGINT, SIGTERM, SIGHUP] {
         flag::register(signal, Arc::new(AtomicBool::new(false)))
             .map_err(|e| Error::io("cannot watch for signals", e))?;
     }
     Ok(Signals { stop: Stop::default() })
+}
+
+/// A parent that ignored SIGCHLD leaves that to its children, whose own then cannot be waited for.
+fn children_can_be_waited_for() -> Result<()> {
+    let handled = flag::register(SIGCHLD, Arc::default());
+    handled.map(drop).map_err(|e| Error::io("cannot watch for signals", e))
+}
+
+/// Signals this process was started to ignore.
+fn ignored() -> Vec<i32> {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mask = status.lines().find_map(|line| u64::from_str_radix(line.strip_prefix("SigIgn:")?.trim(), 16).ok());
+    (1..64).filter(|signal| mask.unwrap_or(0) >> (signal - 1) & 1 == 1).collect()
 }
 
 impl Signals {

@@ -3,7 +3,8 @@
 use std::cell::OnceCell;
 
 use super::{
-    Context, Ended, copy, health, job,
+    Context, Ended, copy, health,
+    job::{self, Around, Asked},
     progress::{Progress, show_time},
     run as shown,
 };
@@ -16,53 +17,60 @@ use crate::{
     model::units::show_size,
     ops::{
         expire,
-        run::{self, Job, Work},
-        snapshot::{self, Guards, Outcome, Planned, Request},
+        run::{self, Job, Told, Work},
+        snapshot::{self, Outcome, Planned, Request},
     },
     plan::level::Decision,
 };
 
 pub fn run(context: &Context<'_>, args: &SnapshotArgs) -> Result<Ended> {
     let asked = job::asked(context, args)?;
-    let request = asked.request(context, args)?;
-    let target = super::itself(asked.target(context, &request.job)?);
-    let free_bytes_min = target.expected.min_free.unwrap_or(0);
-    let guarded = |request: Request| Request { guards: Guards { free_bytes_min, ..request.guards }, ..request };
-    let in_role = |role: Option<&str>| match asked.in_role(context, args, role)? {
-        Some(asked) => asked.request(context, args).map(guarded),
-        None => Ok(guarded(request.clone())),
+    // What depends on the role is known only when the gate has told that.
+    let settled = OnceCell::new();
+    let settle = |role: Option<&str>| match settled.get() {
+        Some(known) => Ok::<&Settled, Error>(known),
+        None => {
+            let known = Settled::new(context, args, &asked, role)?;
+            Ok(settled.get_or_init(|| known))
+        }
     };
-    let after = copy::After::new(args, asked.copy_to(), meaning::threads(context.global)?)?;
-    if args.dry_run {
-        let request = in_role(None)?;
-        let planned = snapshot::plan(&super::open(&target)?, &request, &System)?;
-        return show_plan(context, &request, &planned);
+    if args.dry_run || !asked.is_open() {
+        settle(None)?;
     }
-    let around = asked.around(args)?;
+    if let (true, Some(Settled { request, target, .. })) = (args.dry_run, settled.get()) {
+        let planned = snapshot::plan(&super::open(target)?, request, &System)?;
+        return show_plan(context, request, &planned);
+    }
+    let (request, around) = (asked.request(context, args)?, asked.around(args)?);
     let job = Job {
         name: &request.job,
         node: &request.node,
         gate: &around.gate,
         steps: &around.steps,
-        max_hold: around.max_hold,
+        steps_by_role: asked.has_steps_by_role(context)?,
         state_dir: &meaning::state_dir(args.state_dir.as_ref(), context.config()?.text.state_dir.as_ref())?,
         beat: beat(args)?,
     };
+    let told = |open: &Open| {
+        let Settled { request, around, .. } = settle(open.role.as_deref())?;
+        Ok(Told { steps: &around.steps, max_hold: around.max_hold, request: request.clone() })
+    };
     let open = || {
-        let (volume, local) = (super::open(&target)?, super::local(&target)?);
+        let Settled { request, target, .. } = settle(None)?;
+        let (volume, local) = (super::open(target)?, super::local(target)?);
         let (at, level) = (&volume.shown, request.level.as_ref().map_or(0, |level| level.level));
         let id = volume.file.id.as_str();
         context.out.detail(&format!("job {} at level {level} on volume {id} at {at}", request.job));
         Ok((volume, local))
     };
-    let requested = |open: &Open| in_role(open.role.as_deref());
     let progress = context.progress("snapshot");
     let (expired, copied) = (OnceCell::new(), OnceCell::new());
     let then = |outcome: &Outcome| {
         let mut errors = Vec::new();
+        let Some(Settled { asked, request, target, after, .. }) = settled.get() else { return errors };
         if asked.expires_after() {
             progress.turn_to("expire");
-            match expire_now(&target, &request, &progress) {
+            match expire_now(target, request, &progress) {
                 Ok((outcome, faults)) => {
                     errors.extend(faults);
                     let _ = expired.set(outcome);
@@ -70,23 +78,51 @@ pub fn run(context: &Context<'_>, args: &SnapshotArgs) -> Result<Ended> {
                 Err(e) => errors.push(e.context("not expired")),
             }
         }
-        let mut copies = after.run(context, &target, &outcome.snapshot, &progress);
+        let mut copies = after.run(context, target, &outcome.snapshot, &progress);
         errors.extend(copies.iter_mut().filter_map(copy::Copied::take_error));
         let _ = copied.set(copies);
         errors
     };
-    let work = Work { open: &open, request: &requested, then: &then };
+    let work = Work { open: &open, told: &told, then: &then };
+    let copies = || settled.get().map_or_else(Vec::new, |settled| settled.after.check(context));
     let report = match args.validate {
-        true => run::validate(&job, &work, &|| after.check(context), &System, &progress),
+        true => run::validate(&job, &work, &copies, &System, &progress),
         false => run::run(&job, &work, &System, &progress),
     };
     let seconds = progress.elapsed().as_secs_f64();
     drop(progress);
     let copies = copied.get().map_or(&[][..], |copies: &Vec<copy::Copied>| copies);
+    // A run whose gate told nothing is counted where all runs of the job are.
+    let settled = settled.get();
+    let asked = settled.map_or(&asked, |settled| &settled.asked);
     if let Some(path) = asked.metrics(args).filter(|_| !args.validate) {
-        health::after_run(context, path, &target, health::Ran::now(&request.job, report.exit(), seconds));
+        let ran = health::Ran::now(&request.job, report.exit(), seconds);
+        match settled.map_or_else(|| asked.target(context, &request.job), |settled| Ok(settled.target.clone())) {
+            Ok(target) => health::after_run(context, path, &target, ran),
+            Err(e) => context.out.warn(&format!("{} is not written: {e}", path.display())),
+        }
     }
     shown::show(context, (&report, copies, expired.get()), seconds, |outcome| summary(context, outcome, seconds))
+}
+
+/// All that is asked for, in the role of this node.
+struct Settled {
+    asked: Asked,
+    around: Around,
+    request: Request,
+    target: Target,
+    after: copy::After,
+}
+
+impl Settled {
+    fn new(context: &Context<'_>, args: &SnapshotArgs, asked: &Asked, role: Option<&str>) -> Result<Self> {
+        let asked = asked.in_role(context, args, role)?;
+        let mut request = asked.request(context, args)?;
+        let target = super::itself(asked.target(context, &request.job)?);
+        request.guards.free_bytes_min = target.expected.min_free.unwrap_or(0);
+        let after = copy::After::new(args, asked.copy_to(), meaning::threads(context.global)?)?;
+        Ok(Self { around: asked.around(args)?, asked, request, target, after })
+    }
 }
 
 /// `expire_after`: what is past its time goes, of this job.

@@ -72,6 +72,14 @@ impl Config {
         if text.log.is_some() && all.log.is_some() {
             return twice(&["log"]);
         }
+        let paths =
+            [(&["state_dir"][..], text.state_dir.as_ref()), (&["log", "file"], text.log.as_ref().map(|log| &log.file))];
+        for (keys, path) in paths {
+            if let Some(path) = path.filter(|path| path.is_relative() && !path.as_os_str().is_empty()) {
+                let what = format!("{}: {} is not an absolute path", document.place(keys), path.display());
+                return Err(Error::usage(what));
+            }
+        }
         if let Some(key) = text.defaults.keys().into_iter().find(|key| all.defaults.keys().contains(key)) {
             return twice(&["defaults", key]);
         }

@@ -9,7 +9,7 @@ use super::{
     keys::{JobText, StreamText},
     meaning::{self, Storing, StoringText},
     runbook::check_actions,
-    step::{Argv, check_env, check_steps},
+    step::{Argv, Step, check_env, check_steps},
     value::Keep,
 };
 use crate::{
@@ -26,6 +26,8 @@ pub struct Job {
     pub text: JobText,
     /// Its streams.
     pub streams: Vec<(Name, Stream)>,
+    /// It has sets by role, and the role is yet to be told.
+    pub is_open: bool,
     /// The tables its keys come from, first wins.
     layers: Vec<Vec<String>>,
 }
@@ -97,8 +99,8 @@ impl Job {
         }
         layers.push(vec!["defaults".to_owned()]);
         text = text.over(&config.text.defaults);
-        let mut job = Self { name: name.clone(), text, streams: Vec::new(), layers };
-        job.check(config, is_open)?;
+        let mut job = Self { name: name.clone(), text, streams: Vec::new(), is_open, layers };
+        job.check(config)?;
         Ok(job)
     }
 
@@ -152,8 +154,16 @@ impl Job {
         })
     }
 
-    fn check(&mut self, config: &Config, is_open: bool) -> Result<()> {
+    fn check(&mut self, config: &Config) -> Result<()> {
         let text = &self.text;
+        for (role, set) in config.job(&self.name).and_then(|own| own.role.as_ref()).into_iter().flatten() {
+            let keys =
+                [("gate", set.gate.is_some()), ("node", set.node.is_some()), ("per_node", set.per_node.is_some())];
+            if let Some((key, _)) = keys.iter().find(|(_, is_set)| *is_set) {
+                let what = format!("`{key}` stands in the job: it holds before the role is known");
+                return Err(config.wrong(&["job", self.name.as_str(), "role", role.as_str(), key], Error::usage(what)));
+            }
+        }
         let wrong = |key: &str, what: String| self.wrong(config, key, Error::usage(what));
         for (key, name) in text
             .volume
@@ -166,7 +176,7 @@ impl Job {
                 return Err(self.wrong(config, key, error));
             }
         }
-        if text.volume.is_none() && config.text.volume.len() > 1 {
+        if !self.is_open && text.volume.is_none() && config.text.volume.len() > 1 {
             let names = config.text.volume.keys().map(Name::as_str).collect::<Vec<_>>().join(", ");
             return Err(wrong("volume", format!("the job names no volume, and there are several: {names}")));
         }
@@ -192,6 +202,16 @@ impl Job {
         if text.min_interval == Some(Keep(Lifetime::Never)) {
             return Err(wrong("min_interval", "no snapshot would ever be taken".to_owned()));
         }
+        if text.max_hold.is_some_and(|span| span.0.is_zero()) {
+            return Err(wrong("max_hold", "no snapshot is taken in no time".to_owned()));
+        }
+        let is_offline = |steps: &Vec<Step>| steps.iter().any(|step| step.offline);
+        if !self.is_open && text.offline == Some(true) && !text.step.as_ref().is_some_and(is_offline) {
+            return Err(wrong("offline", "no step of the job is marked `offline = true`".to_owned()));
+        }
+        if let Some(metrics) = text.metrics.as_ref().filter(|path| path.is_relative() && !path.as_os_str().is_empty()) {
+            return Err(wrong("metrics", format!("{} is not an absolute path", metrics.display())));
+        }
         if let Some(steps) = &text.step {
             check_steps(steps).map_err(|e| wrong("step", e))?;
         }
@@ -208,7 +228,7 @@ impl Job {
             }
         }
         self.streams = self.read_streams(config)?;
-        if !is_open && self.text.paths.as_ref().is_none_or(Vec::is_empty) && self.streams.is_empty() {
+        if !self.is_open && self.text.paths.as_ref().is_none_or(Vec::is_empty) && self.streams.is_empty() {
             return Err(Error::usage(format!(
                 "{}: job {} has nothing to store",
                 config.place(&["job", self.name.as_str()]),

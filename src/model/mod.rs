@@ -5,6 +5,7 @@ pub mod entry;
 pub mod ids;
 pub mod path;
 pub mod place;
+pub mod processes;
 pub mod secret;
 pub mod show;
 pub mod span;

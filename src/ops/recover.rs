@@ -29,13 +29,16 @@ pub struct Outcome {
     pub errors: Vec<Error>,
 }
 
-/// Leaves what runs of this job, or of all, had begun. With `forgets` it is only struck out: somebody did it by hand.
-pub fn run(state_dir: &Path, job: Option<&Name>, forgets: bool, monitor: &dyn Monitor) -> Result<Vec<Outcome>> {
+/// Leaves what runs of these jobs had begun. With `forgets` it is only struck out: somebody did it by hand.
+pub fn run(
+    state_dir: &Path,
+    is_wanted: &dyn Fn(&Name) -> bool,
+    forgets: bool,
+    monitor: &dyn Monitor,
+) -> Result<Vec<Outcome>> {
     let state = State::new(state_dir);
-    let jobs = match job {
-        Some(job) => vec![job.clone()],
-        None => state.jobs()?,
-    };
+    let mut jobs = state.jobs()?;
+    jobs.retain(|job| is_wanted(job));
     let known = jobs.iter().filter(|job| state.knows(job));
     Ok(known.map(|job| one(&state, job, forgets, monitor).unwrap_or_else(|e| failed(job, vec![e]))).collect())
 }

@@ -17,7 +17,7 @@ pub use report::{Fault, Report, weight};
 pub(super) use report::{exit_of, fault};
 pub use validate::{Valid, validate};
 
-use super::snapshot::{self, Outcome, Ready, Request, Skipped, Unrecorded, prepare};
+use super::snapshot::{self, Guarded, Outcome, Ready, Request, Skipped, Unrecorded, prepare};
 use crate::{
     clock::Clock,
     config::{
@@ -43,22 +43,32 @@ pub struct Job<'a> {
     pub node: &'a str,
     /// Whether this node may act.
     pub gate: &'a Gate,
-    /// Its steps, in order.
+    /// Its steps, in order, as far as they do not depend on the role.
     pub steps: &'a [Step],
-    /// How long the application may be held.
-    pub max_hold: Option<std::time::Duration>,
+    /// There may be others in the role that the gate tells.
+    pub steps_by_role: bool,
     /// Where steps are noted.
     pub state_dir: &'a Path,
     /// How a run says on the volume how far it is.
     pub beat: beat::Settings,
 }
 
+/// A job as it is in the role that the gate told.
+pub struct Told<'a> {
+    /// Its steps, in order.
+    pub steps: &'a [Step],
+    /// How long the application may be held.
+    pub max_hold: Option<std::time::Duration>,
+    /// What is to be stored.
+    pub request: Request,
+}
+
 /// What can be made only in the middle of a run.
 pub struct Work<'a> {
     /// Opens the volume, when the media are there.
     pub open: &'a dyn Fn() -> Result<(Volume, Option<LocalStore>)>,
-    /// What is to be stored, when role and datasource are known.
-    pub request: &'a dyn Fn(&Open) -> Result<Request>,
+    /// The rest of the job, when role and datasource are known: asked before anything is begun.
+    pub told: &'a dyn Fn(&Open) -> Result<Told<'a>>,
     /// What follows a snapshot that was taken, while the media are still there: expiry and copies. What goes wrong comes back.
     pub then: &'a dyn Fn(&Outcome) -> Vec<Error>,
 }
@@ -74,14 +84,21 @@ enum Done {
 pub fn run(job: &Job<'_>, work: &Work<'_>, clock: &dyn Clock, monitor: &dyn Monitor) -> Report {
     let mut report = Report::new(job);
     let state = State::new(job.state_dir);
-    let locked = match begin(job, &state) {
-        Ok(Some(locked)) => locked,
-        Ok(None) => return report.skip(at_work(job)),
-        Err(e) => return report.fail(e.into()),
-    };
-    let run_id = match RunId::new(clock.unix_ms()) {
+    // Of programs that are not to be run, none is run, not even to tell of that.
+    let run_id = match check(job).and_then(|()| RunId::new(clock.unix_ms())) {
         Ok(run_id) => run_id,
         Err(e) => return report.fail(e.into()),
+    };
+    let locked = match lock(job, &state) {
+        Ok(Some(locked)) => locked,
+        Ok(None) => return report.skip(at_work(job)),
+        Err(e) => {
+            let steps = Steps::new(job.steps, None, values(job, run_id), monitor);
+            let mut run = Run { job, work, clock, monitor, run_id, steps };
+            report.end(Err(e.into()));
+            run.follow(&mut report);
+            return report.finish(&run.steps);
+        }
     };
     let place = locked.as_ref().map(|locked| (&state, locked, job.name, run_id));
     let mut run =
@@ -106,13 +123,18 @@ fn at_work(job: &Job<'_>) -> Skipped {
     Skipped { job: job.name.to_string(), outcome: "skipped-running", why }
 }
 
-/// Looks at the programs and takes the job's lock on this machine: `None` when a run has it. A job that never had steps needs none.
-fn begin(job: &Job<'_>, state: &State) -> Result<Option<Option<Locked>>> {
+/// Looks at the programs.
+fn check(job: &Job<'_>) -> Result<()> {
     steps::check_ahead(job.steps)?;
     if let GateKind::Command { argv, user, .. } | GateKind::Postgres { argv, user, .. } = &job.gate.kind {
         steps::check_program(argv, user.as_deref()).map_err(|e| e.context("gate"))?;
     }
-    if job.steps.is_empty() && !state.knows(job.name) {
+    Ok(())
+}
+
+/// Takes the job's lock on this machine: `None` when a run has it. A job that never had steps needs none.
+fn lock(job: &Job<'_>, state: &State) -> Result<Option<Option<Locked>>> {
+    if job.steps.is_empty() && !job.steps_by_role && !state.knows(job.name) {
         return Ok(Some(None));
     }
     Ok(state.lock(job.name, false)?.map(Some))
@@ -137,16 +159,16 @@ pub(super) fn leave_earlier(
     Ok(())
 }
 
-struct Run<'a> {
+struct Run<'a, 'w> {
     job: &'a Job<'a>,
-    work: &'a Work<'a>,
+    work: &'a Work<'w>,
     clock: &'a dyn Clock,
     monitor: &'a dyn Monitor,
     run_id: RunId,
     steps: Steps<'a>,
 }
 
-impl Run<'_> {
+impl Run<'_, '_> {
     fn recovered(&self, locked: Option<&Locked>, report: &mut Report) -> Result<(), Failed> {
         Ok(leave_earlier(locked, self.job.name, self.monitor, &mut report.recovered)?)
     }
@@ -166,8 +188,11 @@ impl Run<'_> {
             self.steps.set(&name, value);
         }
         report.open = Some(open.clone());
-        let entered = self.steps.enter(true, self.monitor).map_err(of_media);
-        let ended = entered.map_err(Failed::from).and_then(|()| self.with_volume(&asking, &open, report));
+        let told = (self.work.told)(&open)?;
+        steps::check_ahead(told.steps)?;
+        self.steps.turn_to(told.steps);
+        let entered = self.steps.enter(true, self.monitor, &|| Ok(())).map_err(of_media);
+        let ended = entered.map_err(Failed::from).and_then(|()| self.with_volume(&asking, &open, told, report));
         if let Ok(Done::Taken(outcome)) = &ended {
             report.faults((self.work.then)(outcome));
         }
@@ -177,12 +202,18 @@ impl Run<'_> {
     }
 
     /// The run with its volume open; all of it is closed again when this returns, so that a medium can be put away.
-    fn with_volume(&mut self, asking: &Asking<'_>, open: &Open, report: &mut Report) -> Result<Done, Failed> {
+    fn with_volume(
+        &mut self,
+        asking: &Asking<'_>,
+        open: &Open,
+        told: Told<'_>,
+        report: &mut Report,
+    ) -> Result<Done, Failed> {
         let (volume, local) = (self.work.open)()?;
-        let mut request = (self.work.request)(open)?;
+        let mut request = told.request;
         request.values.extend(self.steps.values().clone());
         let watch = Watch::new(self.monitor);
-        let hold = Hold::new(self.job.max_hold, &watch);
+        let hold = Hold::new(told.max_hold, &watch);
         let prepared = match prepare(&volume, local.as_ref(), &request, self.run_id, self.clock, &hold)? {
             Ready::Run(prepared) => prepared,
             Ready::Skip(skipped) => return Ok(Done::Skipped(skipped)),
@@ -210,14 +241,25 @@ impl Run<'_> {
         open: &Open,
         report: &mut Report,
     ) -> Result<Outcome, Failed> {
-        let entered = hold.entering(&mut self.steps, |steps| steps.enter(false, hold));
-        entered.map_err(|e| watch.explain(hold.explain(e)))?;
+        let explain = |e| watch.explain(hold.explain(e));
+        // A run that was still while another took its place closes nothing any more.
+        let guarded = Guarded::new(hold, prepared.lease());
+        let check = || guarded.lease().check();
+        let entered = hold.entering(&mut self.steps, |steps| steps.enter(false, &guarded, &check));
+        entered.map_err(|e| explain(guarded.explain(e)))?;
         watch.turn_to(Phase::Storing);
-        let (unrecorded, early) = hold.storing(&mut self.steps, || prepared.store());
+        let (ended, early) = hold.storing(&mut self.steps, || {
+            let unrecorded = prepared.store().map_err(explain)?;
+            if !hold.may_commit() {
+                unrecorded.abandon();
+                let signal = hold.interrupted().unwrap_or_default();
+                return Err(explain(Error::new(Kind::Signal(signal), "interrupted")).into());
+            }
+            watch.turn_to(Phase::Committing);
+            commit(asking, open, unrecorded, watch)
+        });
         report.faults(early);
-        watch.turn_to(Phase::Committing);
-        let unrecorded = unrecorded.map_err(|e| watch.explain(hold.explain(e)))?;
-        commit(asking, open, unrecorded, watch)
+        ended
     }
 
     /// The run as it shows itself on the volume.

@@ -13,7 +13,7 @@ use serde::Serialize;
 use super::{
     cat::stream_number,
     run::{self, Fault},
-    snapshot,
+    snapshot::{self, Guarded},
 };
 use crate::{
     clock::Clock,
@@ -254,9 +254,10 @@ pub fn run(planned: &Planned<'_>, clock: &dyn Clock, monitor: &dyn Monitor) -> R
         Ok((locked, lease, run_id)) => {
             let place = locked.as_ref().map(|locked| (&state, locked, request.job, run_id));
             let steps = Steps::new(&planned.steps, place, values(request, snapshot, run_id), monitor);
-            let first = Doing { planned, monitor, steps }.all(&mut report);
-            drop(lease);
-            first
+            let guarded = lease.map(|lease| Guarded::new(monitor, lease));
+            let lease = guarded.as_ref();
+            let monitor = lease.map_or(monitor, |guarded| guarded as &dyn Monitor);
+            Doing { planned, monitor, lease, steps }.all(&mut report)
         }
         Err(e) => Some(report.first(&e)),
     };
@@ -308,14 +309,20 @@ fn begin(
 
 struct Doing<'a> {
     planned: &'a Planned<'a>,
+    /// Stops what goes on when the lease is lost.
     monitor: &'a dyn Monitor,
+    lease: Option<&'a Guarded<'a>>,
     steps: Steps<'a>,
 }
 
 impl Doing<'_> {
     /// Every action, then what was begun is left. Gives what ended it, when something did.
     fn all(mut self, report: &mut Report) -> Option<Kind> {
-        let first = self.actions(report).err().map(|e| report.first(&e));
+        let ended = self.actions(report).map_err(|e| match self.lease {
+            Some(guarded) => guarded.explain(e),
+            None => e,
+        });
+        let first = ended.err().map(|e| report.first(&e));
         report.judge(first);
         self.steps.set("BK_RESULT", report.outcome);
         report.faults.extend(self.steps.leave(false).iter().map(run::fault));
@@ -333,6 +340,7 @@ impl Doing<'_> {
             if let Some(signal) = self.monitor.interrupted() {
                 return Err(Error::new(Kind::Signal(signal), "interrupted"));
             }
+            self.lease.map_or(Ok(()), |guarded| guarded.lease().check())?;
             let what = match &action.deed {
                 Deed::Step(_) => {
                     if let Some(step) = steps.next().filter(|step| step.after.is_none()) {
@@ -371,7 +379,7 @@ impl Doing<'_> {
 
     /// Runs the steps that follow, with the report so far as their input.
     fn follow(&mut self, report: &mut Report) {
-        let kinds = if report.faults.is_empty() { [On::Success, On::End] } else { [On::Failure, On::End] };
+        let kinds = if report.exit == 0 { [On::Success, On::End] } else { [On::Failure, On::End] };
         self.steps.set("BK_EXIT", report.exit.to_string());
         match serde_json::to_vec(report) {
             Ok(json) => report.faults.extend(self.steps.after(&kinds, &json).iter().map(run::fault)),

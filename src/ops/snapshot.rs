@@ -44,8 +44,7 @@ use choose::{Chosen, Place};
 pub use choose::{Planned, plan};
 pub use sane::{Guards, Sanity};
 use store::Run;
-use turn::Guarded;
-pub use turn::{Skipped, lease};
+pub use turn::{Guarded, Skipped, lease};
 
 /// A volume with less space than this is full before anything is read, bytes.
 const FREE_BYTES_MIN: u64 = 1 << 20;

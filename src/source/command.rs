@@ -12,16 +12,26 @@ use std::{
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
     io::Errno,
+    process::Signal,
 };
 
 use crate::{
     error::{Error, Kind, Result},
-    model::{secret, span::Span},
+    model::{
+        processes::{group_lives, signal_group},
+        secret,
+        span::Span,
+    },
     monitor::Monitor,
 };
 
 /// Pipes are asked to hold this many bytes: fewer switches between producer and bk.
 const PIPE_LEN: usize = 1 << 20;
+/// From TERM to KILL.
+const GRACE: Duration = Duration::from_secs(10);
+/// From KILL to giving up on what cannot be killed: it waits for a device.
+const KILL_WAIT: Duration = Duration::from_secs(10);
+const TICK: Duration = Duration::from_millis(50);
 
 /// A pipe or file that is read as long as the run was not interrupted.
 pub struct Watched<'a> {
@@ -198,15 +208,16 @@ impl Drop for Producer {
         if let Ok(pid) = i32::try_from(self.child.id())
             && let Some(pid) = rustix::process::Pid::from_raw(pid)
         {
-            let _ = rustix::process::kill_process_group(pid, rustix::process::Signal::TERM);
-            for _ in 0..100 {
-                if matches!(self.child.try_wait(), Ok(Some(_))) {
-                    return;
+            // Not reaped till all of them have ended: its id stays the group's.
+            for (signal, time) in [(Signal::TERM, GRACE), (Signal::KILL, KILL_WAIT)] {
+                signal_group(pid, signal);
+                let end = Instant::now() + time;
+                while group_lives(pid) && Instant::now() < end {
+                    std::thread::sleep(TICK);
                 }
-                std::thread::sleep(std::time::Duration::from_millis(100));
             }
-            let _ = rustix::process::kill_process_group(pid, rustix::process::Signal::KILL);
         }
-        let _ = self.child.wait();
+        // What was killed and waits for a device is not waited for.
+        let _ = self.child.try_wait();
     }
 }

@@ -15,11 +15,14 @@ use std::{
 use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
 
-use super::processes;
+use super::Phase;
 use crate::{
     config::step::Step,
     error::{Error, Kind, Result},
-    model::ids::{Name, RunId},
+    model::{
+        ids::{Name, RunId},
+        processes,
+    },
 };
 
 /// A longer journal is none of bk's.
@@ -38,6 +41,8 @@ enum Line {
     Entered { step: Name },
     /// A step's leaving is about to begin.
     Leave { step: Name },
+    /// What leaves it has ended well; that it is left is yet to be seen.
+    Awaited { step: Name },
     /// A step was left.
     Left { step: Name },
 }
@@ -222,7 +227,16 @@ struct Replayed {
     boot_id: String,
     session: i32,
     begun: Vec<Begun>,
-    running: Option<Name>,
+    running: Option<Running>,
+}
+
+/// What was running when a run ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Running {
+    /// The step.
+    pub step: Name,
+    /// Only this one of its commands, when the others had ended.
+    pub phase: Option<Phase>,
 }
 
 /// Reads whole lines.
@@ -232,11 +246,12 @@ fn replay(bytes: &[u8]) -> Result<Replayed, String> {
         match serde_json::from_slice(line).map_err(|e| e.to_string())? {
             Line::Run { boot_id, session } => (run.boot_id, run.session) = (boot_id, session),
             Line::Begin { step, values } => {
-                run.running = Some(step.name.clone());
+                run.running = Some(Running { step: step.name.clone(), phase: None });
                 run.begun.push(Begun { step: *step, values });
             }
             Line::Entered { .. } => run.running = None,
-            Line::Leave { step } => run.running = Some(step),
+            Line::Leave { step } => run.running = Some(Running { step, phase: None }),
+            Line::Awaited { step } => run.running = Some(Running { step, phase: Some(Phase::LeaveUntil) }),
             Line::Left { step } => {
                 run.running = None;
                 run.begun.retain(|one| one.step.name != step);
@@ -258,8 +273,8 @@ pub struct Unfinished {
     pub session: Option<i32>,
     /// What it began and did not leave, in the order it was begun.
     pub begun: Vec<Begun>,
-    /// The step whose command was running.
-    pub running: Option<Name>,
+    /// Whose command was running.
+    pub running: Option<Running>,
     /// Its journal, to be written on.
     pub journal: Journal,
 }
@@ -284,6 +299,11 @@ impl Journal {
     /// `step` is about to be left.
     pub fn leave(&mut self, step: &Name) -> Result<()> {
         self.write(&Line::Leave { step: step.clone() })
+    }
+
+    /// `step` is left, but for the waiting.
+    pub fn awaited(&mut self, step: &Name) -> Result<()> {
+        self.write(&Line::Awaited { step: step.clone() })
     }
 
     /// `step` is left.

@@ -9,7 +9,6 @@ mod feed;
 mod journal;
 mod output;
 pub mod process;
-mod processes;
 pub mod recover;
 mod trust;
 pub mod watch;
@@ -97,6 +96,11 @@ impl<'a> Steps<'a> {
         Self { steps, monitor, place, values, journal: None, begun, held: Held::default(), is_stuck: false, reports }
     }
 
+    /// From now on these are the steps, of which none is begun yet.
+    pub fn turn_to(&mut self, steps: &'a [Step]) {
+        self.steps = steps;
+    }
+
     /// Sets a value of the environment of what is run from now on.
     pub fn set(&mut self, name: &str, value: impl Into<String>) {
         self.values.insert(name.to_owned(), value.into());
@@ -108,9 +112,10 @@ impl<'a> Steps<'a> {
     }
 
     /// Enters the media steps, or all others, each in order with its waiting; stops at the first that fails, which is begun all the same.
-    /// `monitor` tells when to stop.
-    pub fn enter(&mut self, is_media: bool, monitor: &dyn Monitor) -> Result<()> {
+    /// `monitor` tells when to stop, `may_go_on` before each of them.
+    pub fn enter(&mut self, is_media: bool, monitor: &dyn Monitor, may_go_on: &dyn Fn() -> Result<()>) -> Result<()> {
         for step in self.steps.iter().filter(|step| step.media == is_media && step.after.is_none()) {
+            may_go_on()?;
             self.enter_step(step, monitor)?;
         }
         Ok(())
@@ -159,6 +164,11 @@ impl<'a> Steps<'a> {
     }
 
     fn begin(&mut self, step: &'a Step) -> Result<()> {
+        // All steps before it are entered: what leaves it must be there by now.
+        for argv in [&step.leave, &step.leave_until].into_iter().flatten() {
+            let there = require_program(argv, step.user.as_deref());
+            there.map_err(|e| e.with_kind(Kind::Step).context(format!("step {} is not begun: leave", step.name)))?;
+        }
         if self.journal.is_none()
             && let Some((state, locked, job, run_id)) = self.place
         {
@@ -178,6 +188,11 @@ impl<'a> Steps<'a> {
     /// Whether there is a step that holds the application.
     pub fn will_hold(&self) -> bool {
         self.steps.iter().any(|step| !step.media && step.after.is_none())
+    }
+
+    /// Whether one that was begun holds the application.
+    pub fn holds(&self) -> bool {
+        self.begun.iter().any(|step| !step.media)
     }
 
     /// Whether every step that holds the application may be left early.
@@ -253,6 +268,12 @@ fn leave_one(
         attempt(step, Phase::Leave, argv, values, None, monitor, &|| false, reports)?;
     }
     if let Some(argv) = &step.leave_until {
+        // What `leave` started is the application by now.
+        if let Some(journal) = &mut journal
+            && let Err(e) = journal.awaited(&step.name)
+        {
+            monitor.warn(&format!("step {}: {e}", step.name));
+        }
         until(step, Phase::LeaveUntil, argv, values, monitor, &|| false, reports)?;
     }
     match journal {

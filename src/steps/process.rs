@@ -23,12 +23,14 @@ use serde::Serialize;
 
 use super::{
     output::{Lines, OUTPUT_LEN_MAX},
-    processes::{group_lives, signal_group},
     trust,
 };
 use crate::{
     error::{Error, Result},
-    model::secret,
+    model::{
+        processes::{group_lives, signal_group},
+        secret,
+    },
 };
 
 /// From TERM to KILL.

@@ -12,11 +12,13 @@ use super::{
     Report, Values,
     journal::{Locked, Unfinished},
     leave_one,
-    processes::{group_lives, groups_with, signal_group},
 };
 use crate::{
     error::{Error, Result},
-    model::ids::RunId,
+    model::{
+        ids::RunId,
+        processes::{group_lives, groups_with, signal_group},
+    },
     monitor::Monitor,
 };
 
@@ -52,8 +54,10 @@ fn one(run: Unfinished, monitor: &dyn Monitor) -> Result<Recovered> {
     if let Some(session) = session {
         let id = ("BK_RUN_ID".to_owned(), run_id.to_string());
         end_groups(session, &BTreeMap::from([id.clone(), ("BK_PHASE".to_owned(), "stream".to_owned())]));
-        if let Some(step) = running {
-            end_groups(session, &BTreeMap::from([id, ("BK_STEP".to_owned(), step.to_string())]));
+        if let Some(running) = running {
+            let mut values = BTreeMap::from([id, ("BK_STEP".to_owned(), running.step.to_string())]);
+            values.extend(running.phase.map(|phase| ("BK_PHASE".to_owned(), phase.name().to_owned())));
+            end_groups(session, &values);
         }
     }
     let (mut steps, mut errors) = (Vec::new(), Vec::new());

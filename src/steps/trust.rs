@@ -1,13 +1,20 @@
 //! Which programs bk runs: found, and as root only those nobody else can change; and how one is run as another user.
 
 use std::{
+    collections::BTreeMap,
     fs::Metadata,
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
-    process::{Command, Stdio},
+    process::Command,
+    sync::{Mutex, PoisonError},
+    time::Duration,
 };
 
+use super::process::{self, Call, End};
 use crate::error::{Error, Kind, Result};
+
+/// A name service that takes longer does not answer.
+const LOOK_UP_TIMEOUT: Duration = Duration::from_secs(30);
 
 const STICKY: u32 = 0o1000;
 const OTHERS_WRITE: u32 = 0o022;
@@ -25,8 +32,11 @@ pub fn program(argv: &[String], user: Option<&str>) -> Result<PathBuf> {
 
 /// Refuses what others can change, before anything is run. What is not there yet may come with a step before it.
 pub fn check_ahead(argv: &[String], user: Option<&str>) -> Result<()> {
-    match find(argv.first().map_or("", String::as_str)) {
+    let name = argv.first().map_or("", String::as_str);
+    match find(name) {
         Ok(found) if rustix::process::geteuid().is_root() => check(&found, user),
+        // No step before it can bring that.
+        Err(e) if name.contains('/') && !name.starts_with('/') => Err(e),
         _ => Ok(()),
     }
 }
@@ -86,22 +96,39 @@ fn fault(meta: &Metadata, trusted: u32) -> Option<String> {
     (!is_shared).then(|| "can be written by its group or by others".to_owned())
 }
 
+/// A program of the system's.
+pub fn tool(name: &str) -> Result<PathBuf> {
+    program(&[name.to_owned()], None)
+}
+
+#[derive(Clone)]
 struct Account {
     uid: u32,
     gid: u32,
     home: String,
 }
 
-/// A user as the system knows it, its name service included.
+/// A user as the system knows it, its name service included. Asked once: what was entered is left though that hangs by then.
 fn account(user: &str) -> Result<Account> {
+    static KNOWN: Mutex<BTreeMap<String, Account>> = Mutex::new(BTreeMap::new());
+    let known = || KNOWN.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(account) = known().get(user).cloned() {
+        return Ok(account);
+    }
+    let account = look_up(user)?;
+    known().insert(user.to_owned(), account.clone());
+    Ok(account)
+}
+
+fn look_up(user: &str) -> Result<Account> {
     let bad = || Error::usage(format!("there is no user `{}`", crate::model::show::name(user.as_bytes())));
-    let output = Command::new("getent")
-        .args(["passwd", "--", user])
-        .stdin(Stdio::null())
-        .stderr(Stdio::null())
-        .output()
-        .map_err(|e| Error::io("cannot run getent", e))?;
-    let line = String::from_utf8(output.stdout).map_err(|_| bad())?;
+    let argv: Vec<String> = ["getent", "passwd", "--", user].map(str::to_owned).to_vec();
+    let call = Call { argv: &argv, user: None, values: &[], timeout: LOOK_UP_TIMEOUT, input: None, is_kept: true };
+    let ran = process::run(&call, &|| false, &mut |_| {});
+    if matches!(ran.end, End::TimedOut | End::NotStarted | End::Signal(_)) {
+        return Err(Error::new(Kind::Step, format!("cannot look up the user `{user}`: {}", ran.why)));
+    }
+    let line = String::from_utf8(ran.output).map_err(|_| bad())?;
     let fields: Vec<&str> = line.trim_end().split(':').collect();
     match fields[..] {
         [_, _, uid, gid, _, home, _] => Ok(Account {
@@ -128,7 +155,7 @@ pub fn as_user(user: &str, program: &Path) -> Result<Command> {
     if !own.is_root() {
         return Err(Error::usage(format!("only root runs a command as `{user}`")));
     }
-    let mut command = Command::new("setpriv");
+    let mut command = Command::new(tool("setpriv")?);
     command.arg(format!("--reuid={}", account.uid)).arg(format!("--regid={}", account.gid));
     command.args(["--init-groups", "--"]).arg(program);
     command.env("HOME", account.home).env("USER", user).env("LOGNAME", user);

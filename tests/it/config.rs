@@ -172,6 +172,55 @@ fn the_gate_tells_the_role() {
     c.bk("cat pair/latest --stream d").run().code_is(&[exit::USAGE]);
 }
 
+/// What a set has goes before what the job has, whoever told the role.
+#[test]
+fn a_role_has_steps_volume_and_numbers_of_its_own() {
+    let c = Configured::new(
+        "role-keys",
+        "[job.pair]\npaths = ['SRC']\nvolume = 'main'\nmax_hold = '1h'\ngate = { kind = 'command', command = ['cat', 'SRC/role'] }\n\
+         [job.pair.role.active]\nvolume = 'two'\nmetrics = 'SRC/../numbers.prom'\ncopy_to = ['main']\n\
+         step = [{ name = 'app', enter = ['touch', 'SRC/../entered'], leave = ['touch', 'SRC/../left'] }]\n[job.pair.role.other]",
+    );
+    let two = c.world.path("two");
+    c.add("two.toml", &format!("[volume.two]\nurl = '{}'\n", two.display()));
+    c.bk("volume create").arg(&two).run().ok();
+    let there = |name: &str| c.world.src.with_file_name(name).exists();
+    let state = c.world.path("state");
+    let run = |role: &str, words: &str| {
+        fs::write(c.world.src.join("role"), format!("{{\"act\": true, \"role\": \"{role}\"}}\n")).unwrap();
+        let ran = c.bk(words).env("BK_STATE_DIR", &state).run().ok();
+        let seen = ["entered", "left", "numbers.prom"].map(there);
+        for name in ["entered", "left", "numbers.prom"] {
+            drop(fs::remove_file(c.world.src.with_file_name(name)));
+        }
+        let two = Bk::new("list --json --volume").arg(&two).run().ok().json().len();
+        (seen, two, c.listed().len(), ran)
+    };
+    let none = run("standby", "snapshot pair");
+    assert_eq!((none.0, none.1, none.2), ([false; 3], 1, 1), "{}", none.3.show());
+    let told = run("active", "snapshot pair");
+    assert_eq!((told.0, told.1, told.2), ([true; 3], 2, 2), "{}", told.3.show());
+    let typed = run("standby", "snapshot pair --role active");
+    assert_eq!((typed.0, typed.1, typed.2), ([true; 3], 3, 3), "{}", typed.3.show());
+    let looked = run("active", "snapshot pair --validate");
+    assert_eq!((looked.0, looked.1, looked.2), ([false; 3], 3, 3), "{}", looked.3.show());
+    // What holds before the role is known cannot depend on it; nor do paths on where bk is started.
+    for (keys, why) in [
+        ("[job.x]\npaths = ['/']\nvolume = 'main'\n[job.x.role.a]\nper_node = true", "holds before the role is known"),
+        (
+            "[job.x]\npaths = ['/']\nvolume = 'main'\n[job.x.role.a]\ngate = { kind = 'lease' }",
+            "holds before the role is known",
+        ),
+        ("[job.x]\npaths = ['/']\nvolume = 'main'\nmetrics = 'x.prom'", "not an absolute path"),
+        ("[job.x]\npaths = ['/']\nvolume = 'main'\nmax_hold = '0s'", "no time"),
+        ("[job.x]\npaths = ['/']\nvolume = 'main'\noffline = true", "is marked `offline = true`"),
+        ("state_dir = 'st'", "not an absolute path"),
+    ] {
+        c.add("wrong.toml", keys);
+        c.bk("config check").run().code_is(&[exit::USAGE]).says(why);
+    }
+}
+
 #[test]
 fn a_dump_that_is_not_sane_is_no_snapshot() {
     let c = Configured::new(

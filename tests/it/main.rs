@@ -46,6 +46,7 @@ mod power;
 mod profile;
 mod racing;
 mod reference;
+mod reopened;
 mod roundtrip;
 mod run;
 mod runbook;

@@ -30,6 +30,15 @@ fn exposure(unit: &str) -> f64 {
     line.rsplit(": ").next().unwrap().split(' ').next().unwrap().parse().unwrap()
 }
 
+/// What goes before the configuration would put a job's journal where `bk recover` of another unit does not look.
+#[test]
+fn no_unit_overrides_the_configuration() {
+    for unit in sorted(&dir()) {
+        let text = fs::read_to_string(&unit).unwrap();
+        assert!(!text.contains("BK_"), "{} sets a variable of bk's", unit.display());
+    }
+}
+
 #[test]
 fn the_unit_without_steps_is_closed() {
     if !need("the_unit_without_steps_is_closed", &["systemd-analyze"]) {

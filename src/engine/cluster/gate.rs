@@ -291,8 +291,12 @@ fn said(output: &[u8]) -> Result<Found> {
     let bad = |what: String| Error::new(Kind::Gate, what);
     let text = output.trim_ascii();
     let nothing = Found { skip: None, role: None, mode: None, members: Vec::new(), own: None };
+    let lines = || text.split(|byte| *byte == b'\n').map(<[u8]>::trim_ascii);
     if !text.starts_with(b"{") {
-        let first = text.split(|byte| *byte == b'\n').next().unwrap_or(b"").trim_ascii();
+        if lines().any(|line| line.starts_with(b"{")) {
+            return Err(bad("it printed something before its JSON object".to_owned()));
+        }
+        let first = lines().next().unwrap_or(b"");
         let skip =
             first.strip_prefix(b"skip").filter(|rest| rest.first().is_none_or(|byte| !byte.is_ascii_alphanumeric()));
         let why = skip.map(|rest| rest.strip_prefix(b":").unwrap_or(rest).trim_ascii());
@@ -342,7 +346,14 @@ mod tests {
         ] {
             assert_eq!(said(output.as_bytes()).unwrap().skip.as_deref(), skip, "{output}");
         }
-        for bad in ["{", "{\"role\":\"boss\"}", "{\"mdoe\":\"x\"}", "{\"datasources\":[{\"name\":\"a\"}]}", "{} x"] {
+        for bad in [
+            "{",
+            "{\"role\":\"boss\"}",
+            "{\"mdoe\":\"x\"}",
+            "{\"datasources\":[{\"name\":\"a\"}]}",
+            "{} x",
+            "note\n{\"role\":\"member\"}",
+        ] {
             assert_eq!(said(bad.as_bytes()).err().map(|e| e.kind()), Some(Kind::Gate), "{bad}");
         }
         let text = "{\"mode\":\"AUTOMATIC\",\"datasources\":[{\"name\":\"db2\",\"role\":\"slave\",\"state\":\"ONLINE\",\"host\":\"h\",\"port\":5432}]}";

@@ -1,11 +1,11 @@
 //! How long the application may be held: when that time is over the snapshot is given up, or, when all its steps allow it, they are
-//! left while the snapshot goes on.
+//! left while the snapshot goes on. A run that is told to stop and does not, as what it reads or writes hangs, is left alone.
 
 use std::{
     sync::{
         OnceLock,
-        atomic::{AtomicBool, Ordering},
-        mpsc::{RecvTimeoutError, channel},
+        atomic::{AtomicBool, AtomicU8, Ordering},
+        mpsc::{Receiver, RecvTimeoutError, channel},
     },
     time::{Duration, Instant},
 };
@@ -19,6 +19,13 @@ use crate::{
 
 /// What a run that held too long is told, as if from outside.
 const STOP_SIGNAL: i32 = 14;
+/// A run that is told to stop does so in this time, its commands' ends included, or what it reads or writes does not answer.
+/// Tests cannot wait so long and set `BK_TEST_STOP_MS`.
+const STOP_TIME: Duration = Duration::from_secs(30);
+const TICK: Duration = Duration::from_millis(100);
+const STORING: u8 = 0;
+const COMMITTING: u8 = 1;
+const GIVEN_UP: u8 = 2;
 
 /// What the run reports to, which also tells it to stop when its time is over.
 pub(super) struct Hold<'a> {
@@ -26,11 +33,18 @@ pub(super) struct Hold<'a> {
     max: Option<Duration>,
     since: OnceLock<Instant>,
     is_left_early: AtomicBool,
+    state: AtomicU8,
 }
 
 impl<'a> Hold<'a> {
     pub(super) fn new(max: Option<Duration>, inner: &'a dyn Monitor) -> Self {
-        Self { inner, max, since: OnceLock::new(), is_left_early: AtomicBool::new(false) }
+        Self {
+            inner,
+            max,
+            since: OnceLock::new(),
+            is_left_early: AtomicBool::new(false),
+            state: AtomicU8::new(STORING),
+        }
     }
 
     fn is_over(&self) -> bool {
@@ -62,34 +76,55 @@ impl<'a> Hold<'a> {
         enter(steps)
     }
 
-    /// Stores, and meanwhile leaves the steps when their time comes, if they allow it. Gives what could not be left, too.
-    pub(super) fn storing<T>(
-        &self,
-        steps: &mut Steps<'_>,
-        store: impl FnOnce() -> Result<T>,
-    ) -> (Result<T>, Vec<Error>) {
-        let (Some(max), Some(since)) = (self.max, self.since.get()) else { return (store(), Vec::new()) };
-        if !steps.may_leave_early() {
+    /// Stores and commits, and meanwhile leaves the steps when their time comes: if they allow it the snapshot goes on, else it
+    /// is given up. A volume or source that hangs so holds no application. Gives what could not be left, too.
+    pub(super) fn storing<T>(&self, steps: &mut Steps<'_>, store: impl FnOnce() -> T) -> (T, Vec<Error>) {
+        if !steps.holds() {
             return (store(), Vec::new());
         }
-        self.is_left_early.store(true, Ordering::Relaxed);
+        self.is_left_early.store(self.max.is_some() && steps.may_leave_early(), Ordering::Relaxed);
         std::thread::scope(|scope| {
             let (done, stored) = channel::<()>();
-            let leaver = scope.spawn(move || match stored.recv_timeout(max.saturating_sub(since.elapsed())) {
-                Err(RecvTimeoutError::Timeout) => {
-                    self.inner.warn(&format!(
-                        "the application was held for {}: it is opened while the snapshot goes on",
-                        Span(max)
-                    ));
-                    steps.leave(true)
-                }
-                _ => Vec::new(),
-            });
+            let leaver = scope.spawn(move || self.leave_in_time(steps, &stored));
             let result = store();
             drop(done);
             let lost = |_| vec![Error::new(Kind::Step, "the thread that leaves steps early has ended")];
             (result, leaver.join().unwrap_or_else(lost))
         })
+    }
+
+    fn leave_in_time(&self, steps: &mut Steps<'_>, stored: &Receiver<()>) -> Vec<Error> {
+        let held = || self.since.get().map_or(Duration::ZERO, Instant::elapsed);
+        let set = std::env::var("BK_TEST_STOP_MS").ok().and_then(|text| text.parse::<u64>().ok());
+        let stop_time = set.map_or(STOP_TIME, Duration::from_millis);
+        let mut told: Option<Instant> = None;
+        while stored.recv_timeout(TICK) == Err(RecvTimeoutError::Timeout) {
+            if self.is_left_early.load(Ordering::Relaxed) && self.max.is_some_and(|max| held() > max) {
+                let held = Span(self.max.unwrap_or_default());
+                self.inner
+                    .warn(&format!("the application was held for {held}: it is opened while the snapshot goes on"));
+                return steps.leave(true);
+            }
+            if self.interrupted().is_none() {
+                continue;
+            }
+            if told.get_or_insert_with(Instant::now).elapsed() > stop_time {
+                // From here on nothing begins that must not see an open application.
+                let _ = self.turn(STORING, GIVEN_UP);
+                self.inner.warn("the run was told to stop and has not: the application is opened without it");
+                return steps.leave(true);
+            }
+        }
+        Vec::new()
+    }
+
+    fn turn(&self, from: u8, to: u8) -> bool {
+        self.state.compare_exchange(from, to, Ordering::AcqRel, Ordering::Acquire).is_ok()
+    }
+
+    /// Whether the record may be made: the application was closed till all was read.
+    pub(super) fn may_commit(&self) -> bool {
+        self.turn(STORING, COMMITTING)
     }
 }
 

@@ -208,7 +208,9 @@ impl Report {
         match &self.came {
             Came::Valid(_) => Vec::new(),
             Came::Skipped(_) if self.faults.is_empty() => Vec::new(),
-            Came::Taken(_) if self.faults.is_empty() => vec![On::Success, On::End],
+            Came::Taken(outcome) if self.faults.is_empty() && outcome.totals.incomplete == 0 => {
+                vec![On::Success, On::End]
+            }
             _ => vec![On::Failure, On::End],
         }
     }

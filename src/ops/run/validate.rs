@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use super::{Done, Job, Report, Work, at_work, begin, of_media, report::Failed, values};
+use super::{Done, Job, Report, Work, at_work, check, lock, of_media, report::Failed, values};
 use crate::{
     clock::Clock,
     config::{gate::GateKind, step::Step},
@@ -57,14 +57,13 @@ fn look(
     monitor: &dyn Monitor,
     report: &mut Report,
 ) -> Result<Done, Failed> {
-    match begin(job, &State::new(job.state_dir))? {
+    check(job)?;
+    match lock(job, &State::new(job.state_dir))? {
         None => return Ok(Done::Skipped(at_work(job))),
         // Not held any longer than this: a run that begins meanwhile must not give way to one that only looks.
         Some(locked) => nothing_is_left_to_do(job, locked.as_ref())?,
     }
-    let has_media = job.steps.iter().any(|step| step.media);
-    // A medium may bring the programs of the steps that follow it.
-    report.faults(job.steps.iter().filter(|step| !has_media || step.media).filter_map(|step| missing(step).err()));
+    report.faults(lacking(job.steps));
     if let GateKind::Command { argv, user, .. } | GateKind::Postgres { argv, user, .. } = &job.gate.kind {
         steps::require_program(argv, user.as_deref()).map_err(|e| e.with_kind(Kind::Gate).context("gate"))?;
     }
@@ -76,14 +75,18 @@ fn look(
         }
     };
     report.open = Some(open.clone());
-    let looked = if has_media {
+    let told = (work.told)(&open)?;
+    steps::check_ahead(told.steps)?;
+    if job.steps_by_role {
+        report.faults(lacking(told.steps));
+    }
+    let looked = if told.steps.iter().any(|step| step.media) {
         monitor.note("volumes are not looked at: media steps come before them");
         None
     } else {
         let (volume, _) = (work.open)()?;
-        let request = (work.request)(&open)?;
-        report.faults(producers(&request));
-        let planned = snapshot::validate(&volume, &request, clock)?;
+        report.faults(producers(&told.request));
+        let planned = snapshot::validate(&volume, &told.request, clock)?;
         report.faults(copies().into_iter().map(of_media));
         Some(Looked { volume: volume.file.id.as_str().to_owned(), planned })
     };
@@ -97,6 +100,13 @@ fn nothing_is_left_to_do(job: &Job<'_>, locked: Option<&Locked>) -> Result<()> {
             .with_hint(format!("`bk recover {}`, or the next run, leaves it", job.name))),
         None => Ok(()),
     }
+}
+
+/// Programs of steps that are not there.
+fn lacking(steps: &[Step]) -> impl Iterator<Item = Error> {
+    let has_media = steps.iter().any(|step| step.media);
+    // A medium may bring the programs of the steps that follow it.
+    steps.iter().filter(move |step| !has_media || step.media).filter_map(|step| missing(step).err())
 }
 
 /// A program of the step that is not there.

@@ -93,7 +93,7 @@ pub(super) fn fresh(
 }
 
 /// What a run reports to: it is also told to stop when its lease is lost.
-pub(super) struct Guarded<'a> {
+pub struct Guarded<'a> {
     inner: &'a dyn Monitor,
     lease: Arc<Keeper>,
 }
@@ -102,17 +102,18 @@ pub(super) struct Guarded<'a> {
 const STOP_SIGNAL: i32 = 15;
 
 impl<'a> Guarded<'a> {
-    pub(super) fn new(inner: &'a dyn Monitor, lease: Arc<Keeper>) -> Self {
+    /// Reports to `inner`, too.
+    pub fn new(inner: &'a dyn Monitor, lease: Arc<Keeper>) -> Self {
         Self { inner, lease }
     }
 
     /// The run's lease.
-    pub(super) fn lease(&self) -> &Arc<Keeper> {
+    pub fn lease(&self) -> &Arc<Keeper> {
         &self.lease
     }
 
     /// The error of a run that was told to stop: the lost lease, when it was no signal.
-    pub(super) fn explain(&self, error: Error) -> Error {
+    pub fn explain(&self, error: Error) -> Error {
         match (error.kind(), self.inner.interrupted(), self.lease.taken()) {
             (Kind::Signal(_), None, Some(by)) => self.lease.lost(&by),
             _ => error,
@@ -123,6 +124,10 @@ impl<'a> Guarded<'a> {
 impl Monitor for Guarded<'_> {
     fn warn(&self, text: &str) {
         self.inner.warn(text);
+    }
+
+    fn note(&self, text: &str) {
+        self.inner.note(text);
     }
 
     fn advance(&self, entries: u64, bytes: u64, path: &[u8]) {

@@ -44,6 +44,8 @@ pub struct Job {
     pub dir: PathBuf,
     /// Keys of the job, as TOML.
     pub keys: String,
+    /// More of its paths, each after a comma.
+    pub paths: String,
     /// More keys of its stream.
     pub stream: String,
     /// Keys of steps by name, over what they have.
@@ -62,7 +64,15 @@ impl Job {
         }
         write_program(&dir.join("act"), SCRIPT);
         fs::write(world.src.join("file"), "content").unwrap();
-        Self { world, dir, keys: String::new(), stream: String::new(), steps: BTreeMap::new(), missing: None }
+        Self {
+            world,
+            dir,
+            keys: String::new(),
+            paths: String::new(),
+            stream: String::new(),
+            steps: BTreeMap::new(),
+            missing: None,
+        }
     }
 
     /// How the command `STEP PHASE` behaves from now on; `run gate`, `run regate` and `run stream` belong to no step.
@@ -99,8 +109,9 @@ impl Job {
             format!("gate = {{ kind = 'command', tries = 2, command = {} }}\n", self.argv("run gate"))
         };
         let text = format!(
-            "state_dir = '{state}'\n[volume.main]\nurl = '{volume}'\n[job.app]\nvolume = 'main'\npaths = ['{src}']\n\
+            "state_dir = '{state}'\n[volume.main]\nurl = '{volume}'\n[job.app]\nvolume = 'main'\npaths = ['{src}'{}]\n\
              {gate}{}\nstream.dump = {{ command = {}{} }}\n{}{}{}{}{}",
+            self.paths,
             self.keys,
             self.argv("run stream"),
             self.stream,
