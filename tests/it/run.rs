@@ -113,6 +113,8 @@ fn each_command_fails_in_each_way() {
                 ("hang", "a") => _ = job.steps.insert("a", "timeout = '2s'".to_owned()),
                 ("hang", "b") => _ = job.steps.insert("b", "timeout = '2s'".to_owned()),
                 ("hang", _) => _ = job.steps.insert("tape", "timeout = '2s'".to_owned()),
+                // What cannot be left is not begun: `reopened::what_cannot_be_left_is_not_begun`.
+                ("missing", _) if at >= RECORDED => continue,
                 // Both asks of a gate are the same command, and so not there together.
                 ("missing", "run") if *command == "run regate" => continue,
                 _ => {}
@@ -141,12 +143,6 @@ fn each_command_fails_in_each_way() {
             }
             job.well(command);
             job.missing = None;
-            if is_stuck && fault == "missing" {
-                // The journal holds the step as it was: it is struck out by hand.
-                Job::recover(&job).arg("app").arg("--forget").run().ok();
-                drop(std::fs::remove_dir_all(job.dir.join("state")));
-                std::fs::create_dir(job.dir.join("state")).unwrap();
-            }
             let next = job.bk().run().ok();
             assert!(job.entered().is_empty() && job.journals() == 0, "{what}\n{}", next.show());
             assert!(job.order().ends_with(&ORDER.map(str::to_owned)), "{what}: {:?}", job.order());

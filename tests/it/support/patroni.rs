@@ -107,10 +107,8 @@ impl Cluster {
         }
         let dir = super::temp_dir("patroni");
         Command::new("chown").arg("postgres:postgres").arg(dir.path()).status().unwrap();
-        let (etcd_port, peer_port) = (free_port(), free_port());
-        let etcd = start_etcd(dir.path(), etcd_port, peer_port);
+        let (etcd, etcd_port) = start_etcd(dir.path());
         let mut cluster = Self { nodes: Vec::new(), dir, etcd, etcd_port };
-        wait("etcd", || get(&format!("http://127.0.0.1:{etcd_port}/health")).is_some_and(|(status, _)| status == 200));
         for n in 1..=count {
             cluster.add(n);
             if n == 1 {
@@ -284,7 +282,25 @@ impl Cluster {
     }
 }
 
-fn start_etcd(dir: &Path, port: u16, peer_port: u16) -> Child {
+/// A store that answers. A port that was free can be another's by the time it is bound: then it is begun anew with others.
+fn start_etcd(dir: &Path) -> (Child, u16) {
+    loop {
+        let (port, peer_port) = (free_port(), free_port());
+        let mut etcd = run_etcd(dir, port, peer_port);
+        let mut has_ended = false;
+        let health = format!("http://127.0.0.1:{port}/health");
+        wait("etcd", || {
+            has_ended = etcd.try_wait().unwrap().is_some();
+            has_ended || get(&health).is_some_and(|(status, _)| status == 200)
+        });
+        if !has_ended {
+            return (etcd, port);
+        }
+        drop(fs::remove_dir_all(dir.join("etcd")));
+    }
+}
+
+fn run_etcd(dir: &Path, port: u16, peer_port: u16) -> Child {
     let log = fs::File::create(dir.join("etcd.log")).unwrap();
     let (client, peer) = (format!("http://127.0.0.1:{port}"), format!("http://127.0.0.1:{peer_port}"));
     let mut command = Command::new("/usr/bin/etcd");
