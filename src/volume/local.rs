@@ -281,31 +281,27 @@ impl Store for LocalStore {
     fn list(&self, prefix: &str) -> Result<Vec<Item>> {
         let mut items = Vec::new();
         let start = prefix.trim_end_matches('/');
-        let top = if start.is_empty() {
-            self.root.try_clone().map_err(|e| Error::io("cannot copy a descriptor", e))?
-        } else {
+        if !start.is_empty() {
             check_key(start)?;
-            match open_beneath(
-                &self.root,
-                start,
-                OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NOFOLLOW,
-            ) {
+        }
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+        // Names, not descriptors: a job has as many directories as runs. Volumes are at most four levels deep.
+        let mut pending = vec![start.to_owned()];
+        while let Some(dir) = pending.pop() {
+            let failed = |e| self.io("list", if dir.is_empty() { "." } else { &dir }, e);
+            let fd = match open_beneath(&self.root, if dir.is_empty() { "." } else { &dir }, flags) {
                 Ok(fd) => fd,
-                Err(Errno::NOENT) => return Ok(items),
-                Err(e) => return Err(self.io("list", start, e)),
-            }
-        };
-        // Volumes are at most four levels deep.
-        let mut pending = vec![(top, prefix.to_owned())];
-        while let Some((fd, prefix)) = pending.pop() {
-            let failed = |e| self.io("list", &prefix, e);
+                // It is not there, or went with its last object meanwhile.
+                Err(Errno::NOENT) => continue,
+                Err(e) => return Err(failed(e)),
+            };
             for found in Dir::read_from(&fd).map_err(failed)? {
                 let found = found.map_err(failed)?;
                 let Ok(name) = found.file_name().to_str() else { continue };
                 if name.starts_with('.') {
                     continue;
                 }
-                let key = format!("{prefix}{name}");
+                let key = if dir.is_empty() { name.to_owned() } else { format!("{dir}/{name}") };
                 let stat = match rustix::fs::statat(&fd, name, AtFlags::SYMLINK_NOFOLLOW) {
                     Ok(stat) => stat,
                     Err(Errno::NOENT) => continue,
@@ -317,12 +313,7 @@ impl Store for LocalStore {
                             u64::try_from(stat.st_mtime).ok().map(|second| second.saturating_mul(1000));
                         items.push(Item { key, len: u64::try_from(stat.st_size).unwrap_or(0), stored_unix_ms });
                     }
-                    FileType::Directory if key.matches('/').count() < 5 => {
-                        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-                        let sub = rustix::fs::openat(&fd, name, flags, Mode::empty())
-                            .map_err(|e| self.io("list", &key, e))?;
-                        pending.push((sub, format!("{key}/")));
-                    }
+                    FileType::Directory if key.matches('/').count() < 5 => pending.push(key),
                     _ => {}
                 }
             }
@@ -387,3 +378,4 @@ impl Error {
         if self.kind() == Kind::NoSpace { self } else { self.with_kind(Kind::Volume) }
     }
 }
+

@@ -392,6 +392,31 @@ fn request(threads: usize) -> expire::Request {
     }
 }
 
+#[test]
+fn many_runs_take_few_descriptors() {
+    let me = "many_runs_take_few_descriptors";
+    if !need(me, &["prlimit"]) || std::env::var_os("BK_TEST_VOLUME").is_some() {
+        return;
+    }
+    let world = with_snapshots("descriptors", 6);
+    // Runs that are under way, and other jobs.
+    for n in 0..100 {
+        let run = RunId::new(bk::clock::System.unix_ms() + n).unwrap();
+        for dir in [format!("data/j/{run}"), format!("runs/j/{run}"), format!("data/j{n}/{run}")] {
+            let dir = world.volume.join(dir);
+            fs::create_dir_all(&dir).unwrap();
+            fs::write(dir.join("tree-00000.tar.zst"), "part").unwrap();
+        }
+    }
+    due(&world, 2);
+    let few = |words: &str| world.bk_under(&["prlimit", "--nofile=64"].map(OsStr::new), words).run();
+    few("list").ok();
+    few("check j").ok();
+    few("expire j").ok().says("1 snapshots expired");
+    few("expire").ok();
+    assert_eq!(runs(&world).len(), 5 + 100);
+}
+
 fn job() -> Name {
     "m".parse().unwrap()
 }
