@@ -15,11 +15,12 @@ use bk::format::layout::record_key;
 use bk::format::record::{Record, Snapshot};
 use bk::model::ids::{Name, RunId, SnapshotName};
 use bk::monitor::Silent;
-use bk::ops::{expire, keep};
+use bk::ops::{expire, health, keep, verify};
 use bk::volume::memory::MemoryStore;
 use bk::volume::{Created, Item, Store, Upload, Volume};
 
 use crate::model::actors::{NOW_MS, World as Model};
+use crate::support::between::Between;
 use crate::support::rng::Rng;
 use crate::support::tools::{need, shell_ok};
 use crate::support::{Bk, Running, World, exit, files_below, name_of, sorted};
@@ -415,6 +416,111 @@ fn many_runs_take_few_descriptors() {
     few("expire j").ok().says("1 snapshots expired");
     few("expire").ok();
     assert_eq!(runs(&world).len(), 5 + 100);
+}
+
+/// Does something when the first object is done or expected.
+struct Meanwhile(std::sync::Mutex<Option<Box<dyn FnOnce() + Send>>>);
+
+impl Meanwhile {
+    fn new(then: impl FnOnce() + Send + 'static) -> Self {
+        Self(std::sync::Mutex::new(Some(Box::new(then))))
+    }
+
+    fn now(&self) {
+        let then = self.0.lock().unwrap().take();
+        if let Some(then) = then {
+            then();
+        }
+    }
+}
+
+impl bk::monitor::Monitor for Meanwhile {
+    fn warn(&self, _: &str) {}
+    fn advance(&self, _: u64, _: u64, _: &[u8]) {
+        self.now();
+    }
+    fn expect(&self, _: u64, _: u64) {
+        self.now();
+    }
+}
+
+fn local(world: &World) -> Volume {
+    let store = bk::volume::local::LocalStore::open(&world.volume).unwrap();
+    bk::volume::open_on(Arc::new(store), "here".to_owned()).unwrap()
+}
+
+/// Lets a snapshot go as `bk expire` of another process does.
+fn goes(volume: &Volume, name: &str) {
+    let when = keep::When::At(bk::model::time::Instant::from_second(1).unwrap());
+    keep::set(volume, &name.parse::<SnapshotName>().unwrap(), when, "other", &bk::clock::System).unwrap();
+    let request = expire::Request { job: Some(name.split('/').next().unwrap().parse().unwrap()), ..request(1) };
+    let outcome = expire::run(volume, &request, &bk::clock::System, &Silent).unwrap();
+    assert_eq!((outcome.expired, outcome.errors.len()), (1, 0));
+}
+
+#[test]
+fn what_goes_while_it_is_verified_is_no_fault() {
+    if std::env::var_os("BK_TEST_VOLUME").is_some() {
+        return;
+    }
+    for depth in [verify::Depth::Quick, verify::Depth::Stored, verify::Depth::Data] {
+        let world = with_snapshots("goes-verify", 3);
+        let volume = local(&world);
+        let other = volume.clone();
+        let meanwhile = Meanwhile::new(move || goes(&other, "j/2"));
+        let options = verify::Options { snapshot: None, depth, threads: 1 };
+        let outcome = verify::run(&volume, &options, &meanwhile).unwrap();
+        assert!(outcome.faults.is_empty(), "{:?}", outcome.faults);
+        assert_eq!(world.list(), ["j/1", "j/3"]);
+        // What is really damaged is found all the same.
+        let index = world.parts("j", "index").remove(0);
+        let bytes = fs::read(&index).unwrap();
+        fs::write(&index, &bytes[..bytes.len() - 1]).unwrap();
+        let other = volume.clone();
+        let meanwhile = Meanwhile::new(move || goes(&other, "j/1"));
+        let outcome = verify::run(&volume, &options, &meanwhile).unwrap();
+        assert!(!outcome.faults.is_empty());
+        assert!(
+            outcome.faults.iter().all(|fault| fault.object.contains(&name_of(index.parent().unwrap()))),
+            "{outcome:?}"
+        );
+    }
+}
+
+#[test]
+fn a_snapshot_verified_alone_that_goes_is_lost() {
+    if std::env::var_os("BK_TEST_VOLUME").is_some() {
+        return;
+    }
+    let world = with_snapshots("goes-verify-one", 3);
+    let volume = local(&world);
+    let other = volume.clone();
+    let meanwhile = Meanwhile::new(move || goes(&other, "j/2"));
+    let options = verify::Options { snapshot: Some("j/2".parse().unwrap()), depth: verify::Depth::Data, threads: 1 };
+    let error = verify::run(&volume, &options, &meanwhile).unwrap_err();
+    assert_eq!(error.kind(), Kind::Lost, "{error}");
+    assert!(error.to_string().contains("j/2 was expired on"), "{error}");
+}
+
+#[test]
+fn what_goes_while_it_is_checked_is_not_missed() {
+    if std::env::var_os("BK_TEST_VOLUME").is_some() {
+        return;
+    }
+    let world = with_snapshots("goes-check", 3);
+    let plain = local(&world);
+    let other = plain.clone();
+    let between = Between::new(Arc::clone(&plain.store), "list 1 of data/j/", move || goes(&other, "j/3"));
+    let volume = Volume { store: Arc::new(between), ..plain.clone() };
+    let jobs = health::Jobs::Named(vec!["j".parse().unwrap()]);
+    let limits = |_: &Name| Ok(bk::plan::health::Limits::default());
+    let outcome = health::run(&volume, &jobs, &limits, &bk::clock::System).unwrap();
+    assert_eq!(world.list(), ["j/1", "j/2"]);
+    assert_eq!(outcome.status, bk::plan::health::Status::Ok, "{:?}", outcome.health.findings);
+    // What is really missing is told.
+    fs::remove_file(world.parts("j", "index").remove(0)).unwrap();
+    let outcome = health::run(&plain, &jobs, &limits, &bk::clock::System).unwrap();
+    assert_eq!(outcome.status, bk::plan::health::Status::Critical, "{:?}", outcome.health.findings);
 }
 
 fn job() -> Name {
