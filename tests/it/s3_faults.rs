@@ -322,6 +322,18 @@ fn what_may_not_go_at_once_goes_one_by_one() {
     Bk::new("verify --data --volume").arg(&scene.world.volume).run().ok();
 }
 
+/// What goes slowly, but goes, is waited for longer than what stands still: this takes 30 s, a try of its length 25 s. The
+/// kernel takes 1.5 MB of it at once.
+#[test]
+fn a_slow_line_is_no_failure() {
+    let scene = Scene::new("s3-slow");
+    let dump = Rng::new(420).noise(6 << 20);
+    scene.proxy.plan(1, usize::MAX, Fault::Slow);
+    let bk = scene.bk("snapshot --job slow --stdin dump --level 0 --part-size 8MiB --frame-size 256KiB");
+    bk.small().env("BK_TEST_S3_TIMEOUT_MS", "1000").stdin(dump.clone()).run().ok();
+    assert!(Bk::new("cat slow/1 --stream dump --volume").arg(&scene.world.volume).run().ok().stdout == dump);
+}
+
 #[test]
 fn what_is_tidied_after_a_failure_is_soon_given_up() {
     let scene = Scene::new("s3-hurry");
