@@ -523,6 +523,48 @@ fn what_goes_while_it_is_checked_is_not_missed() {
     assert_eq!(outcome.status, bk::plan::health::Status::Critical, "{:?}", outcome.health.findings);
 }
 
+/// A clock that is set while it runs.
+struct Turned(Arc<AtomicU64>);
+
+impl Clock for Turned {
+    fn unix_ms(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+#[test]
+fn an_expiry_that_takes_hours_accuses_no_clock() {
+    if std::env::var_os("BK_TEST_VOLUME").is_some() {
+        return;
+    }
+    let world = with_snapshots("hours", 2);
+    for job in ["k", "l"] {
+        world.snapshot(job, "").ok();
+        world.snapshot(job, "").ok();
+    }
+    let volume = local(&world);
+    let now = Arc::new(AtomicU64::new(bk::clock::System.unix_ms() + 1000));
+    for name in ["j/1", "k/1", "l/1"] {
+        let when = keep::When::At(bk::model::time::Instant::from_second(1).unwrap());
+        keep::set(&volume, &name.parse().unwrap(), when, "s", &Turned(Arc::clone(&now))).unwrap();
+    }
+    // Deleting what went of `j` takes an hour; meanwhile others write to `k`.
+    let then = {
+        let (volume, now) = (volume.clone(), Arc::clone(&now));
+        move || {
+            now.fetch_add(3_600_000, Ordering::Relaxed);
+            keep::hold(&volume, &"k/2".parse().unwrap(), None, "h", &Turned(now)).unwrap();
+        }
+    };
+    let request = expire::Request { job: None, ..request(1) };
+    let outcome = expire::run(&volume, &request, &Turned(Arc::clone(&now)), &Meanwhile::new(then)).unwrap();
+    assert!(outcome.errors.is_empty(), "{:?}", outcome.errors);
+    assert_eq!(outcome.expired, 3);
+    // Its own records say when they were made.
+    let log = catalog::read(&volume, &"l".parse().unwrap()).unwrap();
+    assert_eq!(log.newest_at.unwrap(), Turned(now).now().unwrap());
+}
+
 fn job() -> Name {
     "m".parse().unwrap()
 }
