@@ -322,6 +322,24 @@ fn what_may_not_go_at_once_goes_one_by_one() {
     Bk::new("verify --data --volume").arg(&scene.world.volume).run().ok();
 }
 
+#[test]
+fn what_others_leave_in_the_bucket_is_no_matter() {
+    let scene = Scene::new("s3-markers");
+    scene.proxy.plan(1, usize::MAX, Fault::Markers);
+    let place = format!("{}-2", scene.world.named().into_string().unwrap());
+    scene.bk("volume create").arg(&place).run().ok();
+    scene.snapshot(1).ok();
+    scene.bk("list").run().ok().says("c/2");
+    scene.bk("check c").run().ok();
+    scene.snapshot(0).ok();
+    scene.bk("expire --set c/2 2001-01-01T00:00:00Z").run().ok();
+    scene.bk("expire").run().ok().says("1 snapshots expired");
+    scene.bk("verify").run().ok();
+    scene.bk("status").run().ok();
+    assert!(scene.proxy.came() > 10);
+    Bk::new("verify --data --volume").arg(&scene.world.volume).run().ok();
+}
+
 /// What goes slowly, but goes, is waited for longer than what stands still: this takes 30 s, a try of its length 25 s. The
 /// kernel takes 1.5 MB of it at once.
 #[test]

@@ -223,7 +223,7 @@ impl HttpService for Wire {
         let page = up_to(body, PAGE_LEN_MAX).await?;
         self.counts.received_bytes.fetch_add(page.len() as u64, Ordering::Relaxed);
         check_page(&page).map_err(|broken| HttpError::new(HttpErrorKind::Decode, broken))?;
-        Ok(HttpResponse::from_parts(parts, page.into()))
+        Ok(HttpResponse::from_parts(parts, without_strange(page).into()))
     }
 }
 
@@ -269,6 +269,30 @@ async fn refused(response: HttpResponse) -> HttpError {
     };
     let refused = Refused { status: parts.status.as_u16(), code: of("Code"), message: of("Message") };
     HttpError::new(HttpErrorKind::Unknown, refused)
+}
+
+/// A page without the keys that have an empty component: markers of folders (`shop/`), which other programs leave, and what
+/// is no path. None of them is bk's, and none can be named as a path.
+fn without_strange(page: Vec<u8>) -> Vec<u8> {
+    let text = String::from_utf8_lossy(&page);
+    let is_strange = |object: &str| {
+        element(object, "Key").is_some_and(|key| key.starts_with('/') || key.ends_with('/') || key.contains("//"))
+    };
+    let (mut kept, mut rest) = (String::new(), &*text);
+    while let Some((before, after)) = rest.split_once("<Contents>") {
+        let Some((object, after)) = after.split_once("</Contents>") else { break };
+        if is_strange(object) {
+            kept.push_str(before);
+        } else {
+            kept.push_str(&rest[..rest.len() - after.len()]);
+        }
+        rest = after;
+    }
+    if kept.len() + rest.len() == text.len() {
+        return page;
+    }
+    kept.push_str(rest);
+    kept.into_bytes()
 }
 
 /// The text of the first element of this name; no nesting, no attributes, as in S3's answers.

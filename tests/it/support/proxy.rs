@@ -46,6 +46,8 @@ pub enum Fault {
     BulkDenied,
     /// A PUT is passed on as if it had no condition: to a store that knows none.
     Unconditional,
+    /// Listings also hold what other programs leave in a bucket: markers of folders, and a key that is no path.
+    Markers,
     /// What a PUT brings is taken slowly, [`SLOW_LEN`] bytes every [`SLOW_PAUSE`].
     Slow,
 }
@@ -271,6 +273,31 @@ fn whole((head, body): (String, Vec<u8>)) -> (String, Vec<u8>) {
     (with_header(&lines.join("\r\n"), "content-length", &out.len().to_string()), out)
 }
 
+/// A page of a listing with what other programs leave in a bucket.
+fn with_markers(page: &str, target: &str) -> String {
+    let asked = target.split(['?', '&']).find_map(|pair| pair.strip_prefix("prefix=")).unwrap_or_default();
+    let asked = asked.replace("%2F", "/");
+    let volume = asked.split('/').next().unwrap_or_default();
+    let one = |(key, size): &(String, usize)| {
+        format!(
+            "<Contents><Key>{key}</Key><LastModified>2026-01-01T00:00:00.000Z</LastModified>\
+             <ETag>&quot;0123&quot;</ETag><Size>{size}</Size><StorageClass>STANDARD</StorageClass></Contents>"
+        )
+    };
+    let names = ["/", "/log/", "/log/c/", "/data/", "/data/c/", "/runs/", "/leases/"];
+    let markers = names.map(|name| (format!("{volume}{name}"), 0)).into_iter();
+    let all = markers.chain([(format!("{volume}/data//x"), 3), (format!("{volume}/log//c/x"), 3)]);
+    let found: Vec<_> = all.filter(|(key, _)| key.starts_with(&asked)).collect();
+    let (before, rest) = page.split_once("<IsTruncated>").unwrap();
+    let text = format!("{before}{}<IsTruncated>{rest}", found.iter().map(one).collect::<String>());
+    match text.split_once("<KeyCount>").and_then(|(head, rest)| Some((head, rest.split_once("</KeyCount>")?))) {
+        Some((head, (count, rest))) => {
+            format!("{head}<KeyCount>{}</KeyCount>{rest}", count.parse::<usize>().unwrap() + found.len())
+        }
+        None => text,
+    }
+}
+
 fn serve(mut client: TcpStream, upstream: &str, state: &Mutex<State>) -> std::io::Result<()> {
     client.set_nodelay(true)?;
     let head = read_head(&mut client)?;
@@ -380,6 +407,11 @@ fn serve(mut client: TcpStream, upstream: &str, state: &Mutex<State>) -> std::io
             if let (Some(from), Some(to)) = (text.find("<Contents>"), text.rfind("</Contents>")) {
                 body_back = format!("{}{}", &text[..from], &text[to + "</Contents>".len()..]).into_bytes();
             }
+            head_back = with_header(&head_back, "content-length", &body_back.len().to_string());
+        }
+        Some(Fault::Markers) if is_good => {
+            let text = with_markers(&String::from_utf8_lossy(&body_back), &request.target);
+            body_back = text.into_bytes();
             head_back = with_header(&head_back, "content-length", &body_back.len().to_string());
         }
         Some(Fault::PageCut) if is_good => {
