@@ -323,6 +323,18 @@ fn what_may_not_go_at_once_goes_one_by_one() {
 }
 
 #[test]
+fn what_is_refused_one_by_one_goes_one_by_one() {
+    let scene = Scene::new("s3-each");
+    scene.snapshot(0).ok();
+    scene.proxy.plan(1, usize::MAX, Fault::EachDenied);
+    scene.bk("expire --set c/1 2001-01-01T00:00:00Z").run().ok();
+    scene.bk("expire --yes").run().ok().says("1 snapshots expired");
+    let at_once: Vec<Request> = scene.proxy.seen().into_iter().filter(|request| request.method == "POST").collect();
+    assert!(at_once.len() == 1 && scene.proxy.came() == 1, "{at_once:?}");
+    Bk::new("verify --data --volume").arg(&scene.world.volume).run().ok();
+}
+
+#[test]
 fn what_others_leave_in_the_bucket_is_no_matter() {
     let scene = Scene::new("s3-markers");
     scene.proxy.plan(1, usize::MAX, Fault::Markers);

@@ -46,6 +46,8 @@ pub enum Fault {
     BulkDenied,
     /// A PUT is passed on as if it had no condition: to a store that knows none.
     Unconditional,
+    /// Many objects at once are answered with 200, and each of them with a refusal.
+    EachDenied,
     /// Listings also hold what other programs leave in a bucket: markers of folders, and a key that is no path.
     Markers,
     /// What a PUT brings is taken slowly, [`SLOW_LEN`] bytes every [`SLOW_PAUSE`].
@@ -370,6 +372,16 @@ fn serve(mut client: TcpStream, upstream: &str, state: &Mutex<State>) -> std::io
         Some(Fault::Twice) => {
             fresh()?;
             fresh()?
+        }
+        Some(Fault::EachDenied) => {
+            let text = String::from_utf8_lossy(&body).into_owned();
+            let keys = text.split("<Key>").skip(1).filter_map(|rest| rest.split_once("</Key>")).map(|(key, _)| key);
+            let error = |key| {
+                format!("<Error><Key>{key}</Key><Code>AccessDenied</Code><Message>Access Denied</Message></Error>")
+            };
+            let errors: String = keys.map(error).collect();
+            let xml = format!("<?xml version=\"1.0\"?><DeleteResult>{errors}</DeleteResult>");
+            (format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n", xml.len()), xml.into_bytes())
         }
         Some(Fault::KeptNothing) => {
             let head = "HTTP/1.1 200 OK\r\nETag: \"0123\"\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
