@@ -20,7 +20,7 @@ use crate::{
     volume::{Item, Volume},
 };
 
-pub use crate::plan::log::{Head, JobLog, State};
+pub use crate::plan::log::{Head, JobLog, Mark, State};
 pub use append::{Author, Failed, change, commit, commit_by};
 
 /// Records read at once where each is a request that takes its time.
@@ -137,6 +137,19 @@ pub fn find_in<'a>(log: &'a JobLog, name: &SnapshotName, shown: &str) -> Result<
             Err(Error::usage(format!("there is no snapshot {name} on {shown}{why}")).with_hint(hint))
         }
     }
+}
+
+/// What a snapshot was expired by, as the log says now. `None` too when that cannot be told.
+pub fn expired_by(volume: &Volume, snapshot: &Snapshot) -> Option<Mark> {
+    let log = read(volume, &snapshot.job).ok()?;
+    log.state(snapshot.seq).filter(|state| state.snapshot.run_id == snapshot.run_id)?.expired.clone()
+}
+
+/// Says that a snapshot was expired while it was used, as `doing` says: what is missing of it then is no damage.
+pub fn gone_meanwhile(snapshot: &Snapshot, mark: &Mark, doing: &str) -> Error {
+    let Snapshot { job, seq, .. } = snapshot;
+    let what = format!("{job}/{seq} was expired on {} by record {} while it was {doing}", mark.at, mark.seq);
+    Error::new(Kind::Lost, what)
 }
 
 /// The objects of every run in a listing of `data/` or of `data/<job>/`, for one job.

@@ -17,6 +17,9 @@ const NO_GNU_TAR: &str = "\n\
     With another tar, for a level without deltas: first remove what `.bk/deleted` in its archive names, when it is there\n\
     (`DECODE PARTS | tar -x -O -f - .bk/deleted | (cd TARGET && xargs -0 rm -rf --)`), then extract over what is left.";
 
+/// More parts than this are not named by a pattern: a shell takes only so many names, and sorts `-100000` before `-10001`.
+const PATTERN_COUNT_MAX: usize = 10_000;
+
 /// A snapshot and the names of its objects.
 pub type Member<'a> = (&'a Snapshot, Vec<String>);
 
@@ -87,19 +90,27 @@ fn tree(out: &mut String, chain: &[&Member<'_>], parts: &[String]) {
     let (decode, package) = decoder(snapshot.codec);
     let _ = writeln!(out, "The tree (needs GNU tar and {package}; as root, into the directory TARGET):\n");
     out.push_str("    mkdir -p TARGET\n");
-    for (one, _) in chain {
-        let (decode, _) = decoder(one.codec);
-        let names = format!("{}tree-*.tar{}", place(chain, one), one.codec.suffix());
-        let _ = match (one.level, one.totals.deltas) {
-            (0, _) => writeln!(out, "    {decode} {names} | tar -x {TAR_OPTIONS}"),
-            (_, 0) => writeln!(out, "    {decode} {names} | tar -x -G --anchored --exclude=.bk/deleted {TAR_OPTIONS}"),
-            _ => writeln!(out, "    python3 -c \"$SCRIPT\" {names} TARGET"),
+    for (one, names) in chain {
+        let suffix = format!(".tar{}", one.codec.suffix());
+        let (read, listed) = reading(one.codec, &place(chain, one), names, ("tree-", "*", &suffix));
+        let _ = match (one.level, one.totals.deltas, listed) {
+            (0, ..) => writeln!(out, "    {read} | tar -x {TAR_OPTIONS}"),
+            (_, 0, _) => writeln!(out, "    {read} | tar -x -G --anchored --exclude=.bk/deleted {TAR_OPTIONS}"),
+            (_, _, None) => {
+                writeln!(out, "    python3 -c \"$SCRIPT\" {}tree-*{suffix} TARGET", place(chain, one))
+            }
+            // The script reads its archive twice: parts one after another are one part, too.
+            (level, _, Some(listed)) => writeln!(
+                out,
+                "    {listed} | xargs cat > level-{level}{suffix}\n    python3 -c \"$SCRIPT\" level-{level}{suffix} TARGET\n    rm level-{level}{suffix}"
+            ),
         };
     }
     out.push_str("\nLeave out `--xattrs --xattrs-include='*' --acls` for a tar without them.");
     if snapshot.level == 0 {
-        let suffix = snapshot.codec.suffix();
-        let _ = write!(out, " With bsdtar: `{decode} tree-*.tar{suffix} | bsdtar -xp -C TARGET -f -`.");
+        let suffix = format!(".tar{}", snapshot.codec.suffix());
+        let (read, _) = reading(snapshot.codec, "", parts, ("tree-", "*", &suffix));
+        let _ = write!(out, " With bsdtar: `{read} | bsdtar -xp -C TARGET -f -`.");
     }
     if snapshot.level > 0 {
         out.push_str(NO_GNU_TAR);
@@ -119,13 +130,9 @@ fn put_stream(out: &mut String, chain: &[&Member<'_>], stream: &Stream) {
     let whole = chain.iter().rposition(|one| stored(one) == Some(false)).unwrap_or(0);
     let levels = &chain[whole..];
     for (n, (one, names)) in levels.iter().enumerate() {
-        let (decode, _) = decoder(one.codec);
         let prefix = format!("stream-{name}-");
         // The name of another stream may begin with this one's.
-        let number =
-            if names.iter().any(|part| number(part, &prefix).is_some_and(|n| n.len() > 5)) { "*" } else { "?????" };
-        let suffix = one.codec.suffix();
-        let read = format!("{decode} {}{prefix}{number}{suffix}", place(chain, one));
+        let (read, _) = reading(one.codec, &place(chain, one), names, (&prefix, "?????", one.codec.suffix()));
         let made = if n + 1 == levels.len() { name.to_string() } else { format!("{name}@{n}") };
         let _ = match n.checked_sub(1) {
             None => writeln!(out, "    {read} > {made}"),
@@ -136,6 +143,31 @@ fn put_stream(out: &mut String, chain: &[&Member<'_>], stream: &Stream) {
         let _ = writeln!(out, "    rm {name}@*");
     }
     out.push('\n');
+}
+
+/// What writes a stream's parts, decoded and in order, to standard output; and of very many what lists them by number.
+///
+/// The parts are those of `names` that are a prefix, a number and a suffix.
+fn reading(
+    codec: Codec,
+    place: &str,
+    names: &[String],
+    (prefix, pattern, suffix): (&str, &str, &str),
+) -> (String, Option<String>) {
+    let (decode, _) = decoder(codec);
+    if names.iter().filter(|name| number(name, prefix).is_some()).count() <= PATTERN_COUNT_MAX {
+        return (format!("{decode} {place}{prefix}{pattern}{suffix}"), None);
+    }
+    let listed = listing(place, prefix, suffix);
+    (format!("{listed} | xargs {decode}"), Some(listed))
+}
+
+/// A command that lists parts by their number, however many there are.
+fn listing(place: &str, prefix: &str, suffix: &str) -> String {
+    let dir = if place.is_empty() { "." } else { place.trim_end_matches('/') };
+    let ending = suffix.replace('.', "\\.");
+    // The first pattern takes dots as they are, the second only numbers.
+    format!("find {dir} -maxdepth 1 -name '{prefix}*{suffix}' | grep -E '/{prefix}[0-9]+{ending}$' | sort -V")
 }
 
 /// What decompresses a codec's parts, and the package it is in.
@@ -166,4 +198,72 @@ fn list(out: &mut String, parts: &[String], prefix: &str) {
         let _ = writeln!(out, "    {name}");
     }
     out.push('\n');
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, process::Command};
+
+    use super::*;
+    use crate::format::record::Record;
+
+    const RECORD: &[u8] = include_bytes!("../../tests/data/v1/log/golden/00000000000000000001.json");
+
+    fn snapshot() -> Snapshot {
+        match Record::decode(RECORD).unwrap() {
+            Record::Snapshot(snapshot) => *snapshot,
+            _ => panic!("not a snapshot"),
+        }
+    }
+
+    fn names(count: usize) -> Vec<String> {
+        let tree = (0..count).map(|n| format!("tree-{n:05}.tar.zst"));
+        tree.chain((0..count).map(|n| format!("stream-numbers-{n:05}.zst"))).collect()
+    }
+
+    #[test]
+    fn only_of_very_many_parts_names_go_through_a_list() {
+        let few = text(&snapshot(), &names(PATTERN_COUNT_MAX), &[]);
+        assert!(few.contains("\n    zstd -dc tree-*.tar.zst | tar -x -p"), "{few:.900}");
+        assert!(few.contains("\n    zstd -dc stream-numbers-?????.zst > numbers\n") && !few.contains("find"));
+        let many = text(&snapshot(), &names(PATTERN_COUNT_MAX + 1), &[]);
+        let tree = "find . -maxdepth 1 -name 'tree-*.tar.zst' | grep -E '/tree-[0-9]+\\.tar\\.zst$' | sort -V";
+        assert!(many.contains(&format!("\n    {tree} | xargs zstd -dc | tar -x -p")), "{many:.900}");
+        assert!(many.contains(&format!("`{tree} | xargs zstd -dc | bsdtar")) && !many.contains("dc tree-*"));
+        let stream = "grep -E '/stream-numbers-[0-9]+\\.zst$' | sort -V | xargs zstd -dc > numbers\n";
+        assert!(many.contains(stream) && !many.contains("?????"));
+
+        // A level upon that, with deltas: the script gets one archive.
+        let mut level = snapshot();
+        (level.level, level.totals.deltas, level.run_id) = (1, 1, crate::model::ids::RunId::new(7).unwrap());
+        let base = snapshot();
+        let text = text(&level, &names(PATTERN_COUNT_MAX + 1), &[(&base, names(3))]);
+        assert!(text.contains(&format!("\n    zstd -dc ../{}/tree-*.tar.zst | tar", base.run_id)), "{text:.2000}");
+        let script = "    python3 -c \"$SCRIPT\" level-1.tar.zst TARGET\n    rm level-1.tar.zst\n";
+        assert!(text.contains(&format!("\n    {tree} | xargs cat > level-1.tar.zst\n{script}")), "{text:.2000}");
+    }
+
+    #[test]
+    fn the_list_is_in_order_and_of_one_stream_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let parts = ["d.b-99999", "d.b-00000", "d.b-100000", "d.b-10001", "d.b-09999", "d.b-10000", "d.b-9999999"];
+        for part in parts {
+            fs::write(dir.path().join(format!("stream-{part}.zst")), format!("{part}\n")).unwrap();
+        }
+        for other in ["d.b-2-00000.zst", "dxb-00001.zst", "d.b-00003", "d.b-00004xzst", "d.b-x.zst"] {
+            fs::write(dir.path().join(format!("stream-{other}")), "another's\n").unwrap();
+        }
+        fs::create_dir(dir.path().join("TARGET")).unwrap();
+        fs::write(dir.path().join("TARGET/stream-d.b-00002.zst"), "another's\n").unwrap();
+        let run = |place: &str, within: &str| {
+            let command = format!("{} | xargs cat", listing(place, "stream-d.b-", ".zst"));
+            let ran = Command::new("sh").args(["-c", &command]).current_dir(dir.path().join(within)).output().unwrap();
+            assert!(ran.status.success(), "{command}: {ran:?}");
+            String::from_utf8(ran.stdout).unwrap()
+        };
+        let order = ["00000", "09999", "10000", "10001", "99999", "100000", "9999999"];
+        let expected: String = order.iter().map(|n| format!("d.b-{n}\n")).collect();
+        assert_eq!(run("", ""), expected);
+        assert_eq!(run("../", "TARGET"), expected);
+    }
 }

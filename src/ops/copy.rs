@@ -216,9 +216,11 @@ impl Copy<'_> {
         let to = self.request.to_job.clone().unwrap_or_else(|| job.clone());
         let origin = self.origin(&states, &state);
         let there = catalog::read(self.target, &to)?;
-        if let Some(found) = there.states.iter().rfind(|found| self.is_of(found, &origin))
-            && (found.is_live() || !is_named)
-        {
+        // One whose base is gone is worth nothing: it is copied again.
+        let is_good = |found: &State| found.is_live() && there.chain(&found.snapshot).is_ok();
+        let good = there.states.iter().rfind(|found| self.is_of(found, &origin) && is_good(found));
+        let newest = || there.states.iter().rfind(|found| self.is_of(found, &origin));
+        if let Some(found) = good.or_else(|| newest().filter(|found| !found.is_live() && !is_named)) {
             let outcome = if found.is_live() { "there" } else { "expired" };
             self.outcome.there += 1;
             self.outcome.rows.push(Row {
@@ -279,6 +281,15 @@ impl Copy<'_> {
         let log = catalog::read(self.target, to)?;
         // What cannot be read may be the end of the base, or this very snapshot.
         log.sound()?;
+        // Nothing is put on what has gone since it was found, or copied, there.
+        for There { snapshot, .. } in chain {
+            let state = log.state(snapshot.seq).filter(|state| state.snapshot.run_id == snapshot.run_id);
+            match state.map(|state| &state.expired) {
+                Some(None) => {}
+                Some(Some(mark)) => return Err(catalog::gone_meanwhile(snapshot, mark, "copied upon")),
+                None => return Err(Error::integrity(format!("{to}/{} is not in the log", snapshot.seq))),
+            }
+        }
         let found = log.live_states().find(|state| {
             let base = state.snapshot.base.as_ref().map(|base| base.digest);
             self.is_of(state, origin) && base == chain.last().map(|base| base.digest)
@@ -437,13 +448,8 @@ impl Copy<'_> {
         if error.kind() != Kind::Integrity {
             return error;
         }
-        let Snapshot { job, seq, .. } = &member.snapshot;
-        let log = catalog::read(self.source, job).ok();
-        match log.as_ref().and_then(|log| log.state(*seq)?.expired.as_ref()) {
-            Some(mark) => {
-                let what = format!("{job}/{seq} was expired on {} by record {} while it was copied", mark.at, mark.seq);
-                Error::new(Kind::Lost, what)
-            }
+        match catalog::expired_by(self.source, &member.snapshot) {
+            Some(mark) => catalog::gone_meanwhile(&member.snapshot, &mark, "copied"),
             None => error,
         }
     }

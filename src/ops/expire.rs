@@ -92,7 +92,6 @@ pub struct Outcome {
 
 /// Expires what is past its time. An error of one job does not stop the others.
 pub fn run(volume: &Volume, request: &Request, clock: &dyn Clock, monitor: &dyn Monitor) -> Result<Outcome> {
-    let now = clock.now()?;
     let prefix = request.job.as_ref().map_or_else(|| "data/".to_owned(), |job| format!("data/{job}/"));
     let items = volume.store.list(&prefix)?;
     let prefix = request.job.as_ref().map_or_else(|| "runs/".to_owned(), runs_dir);
@@ -109,8 +108,9 @@ pub fn run(volume: &Volume, request: &Request, clock: &dyn Clock, monitor: &dyn 
     for job in jobs {
         let lying = catalog::runs(&items, &job);
         let notes = catalog::notes(&notes, &job);
+        // Each by its own: what others wrote while an earlier job took hours is not ahead of time.
         let unix_ms = clock.unix_ms();
-        let mut one = Job { volume, request, job, lying, notes, now, unix_ms, monitor, outcome: &mut outcome };
+        let mut one = Job { volume, request, job, lying, notes, clock, unix_ms, monitor, outcome: &mut outcome };
         if let Err(e) = one.run() {
             if matches!(e.kind(), Kind::Signal(_)) {
                 return Err(e);
@@ -129,7 +129,8 @@ struct Job<'a> {
     lying: BTreeMap<RunId, Vec<Item>>,
     /// What lies below `runs/`, likewise.
     notes: BTreeMap<RunId, Vec<Item>>,
-    now: Instant,
+    clock: &'a dyn Clock,
+    /// When its turn came.
     unix_ms: u64,
     monitor: &'a dyn Monitor,
     outcome: &'a mut Outcome,
@@ -155,7 +156,7 @@ impl Job<'_> {
     /// Records what goes.
     fn expire(&mut self, log: &mut JobLog) -> Result<()> {
         let plan = self.plan(log)?;
-        self.show(log, &plan);
+        self.show(log, &plan)?;
         if self.request.dry_run {
             self.outcome.expired += plan.go.len() as u64;
             return plan.refused.map_or(Ok(()), |why| Err(refusal(why)));
@@ -163,7 +164,7 @@ impl Job<'_> {
         // More than fit into one record go in several, dependents first.
         let mut left = plan.go.len();
         while left > 0 {
-            let (after, what) = catalog::change(self.volume, &self.job, &self.author(), |log| {
+            let (after, what) = catalog::change(self.volume, &self.job, &self.author()?, |log| {
                 let plan = self.plan(log)?;
                 if let Some(why) = plan.refused {
                     return Err(refusal(why));
@@ -182,36 +183,38 @@ impl Job<'_> {
 
     fn plan(&self, log: &JobLog) -> Result<Plan> {
         let request = self.request;
-        let options = expiry::Options { now: self.now, allow_last: request.allow_last, yes: request.yes };
+        let options = expiry::Options { now: self.clock.now()?, allow_last: request.allow_last, yes: request.yes };
         expiry::plan(log, &unusable(log, &self.lying), options)
     }
 
-    fn author(&self) -> Author {
-        Author { node: self.request.node.clone(), at: self.now }
+    fn author(&self) -> Result<Author> {
+        Ok(Author { node: self.request.node.clone(), at: self.clock.now()? })
     }
 
     /// What is past its time, whether it goes or stays.
-    fn show(&mut self, log: &JobLog, plan: &Plan) {
+    fn show(&mut self, log: &JobLog, plan: &Plan) -> Result<()> {
+        let now = self.clock.now()?;
         for (&seq, fate) in &plan.fates {
             let expires_at = log.state(seq).and_then(|state| state.expires_at);
-            if expires_at.is_some_and(|at| at <= self.now) {
+            if expires_at.is_some_and(|at| at <= now) {
                 let (snapshot, fate, refused) = (format!("{}/{seq}", self.job), fate.clone(), plan.refused.is_some());
                 self.outcome.rows.push(Row { snapshot, expires_at, fate, refused });
             }
         }
+        Ok(())
     }
 
     /// Records that runs which never ended cannot be recorded any more.
     fn sweep(&mut self, log: &mut JobLog) -> Result<()> {
         log.sound()?;
-        expiry::check_clock(log, self.now)?;
+        expiry::check_clock(log, self.clock.now()?)?;
         let (found, kept) = self.orphans(log);
         if self.request.dry_run {
             self.outcome.swept += found.len() as u64;
         } else if !found.is_empty() {
-            let (after, what) = catalog::change(self.volume, &self.job, &self.author(), |log| {
+            let (after, what) = catalog::change(self.volume, &self.job, &self.author()?, |log| {
                 log.sound()?;
-                expiry::check_clock(log, self.now)?;
+                expiry::check_clock(log, self.clock.now()?)?;
                 let runs = self.orphans(log).0;
                 Ok((!runs.is_empty()).then_some(Sweep { runs }))
             })?;

@@ -7,7 +7,7 @@ use serde::Serialize;
 use super::{drill, expire::unusable, lease, status};
 use crate::{
     clock::{Clock, System},
-    engine::catalog,
+    engine::catalog::{self, State},
     error::{Error, Result},
     model::ids::Name,
     plan::health::{self, Drilled, Health, Limit, Limits, Metric, Status},
@@ -81,7 +81,13 @@ pub fn run(
         space.free.crit = space.free.crit.max(limits.free.crit);
         let log = catalog::read(volume, job)?;
         let items = volume.store.list(&format!("data/{job}/"))?;
-        let found = health::job(&log, &unusable(&log, &catalog::runs(&items, job)), &limits, now);
+        let mut damaged = unusable(&log, &catalog::runs(&items, job));
+        if !damaged.is_empty() {
+            // What has gone since the log was read is not missing.
+            let after = catalog::read(volume, job)?;
+            damaged.retain(|seq| after.state(*seq).is_none_or(State::is_live));
+        }
+        let found = health::job(&log, &damaged, &limits, now);
         health.findings.extend(found.findings);
         health.metrics.extend(found.metrics);
         match drill::last(volume, job) {

@@ -18,6 +18,9 @@ use crate::{
     },
 };
 
+/// Records of one gap that are named one by one: the last ones.
+const GAP_COUNT_MAX: u64 = 10_000;
+
 /// The end of a log as it was read once, at the start of a run.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Head {
@@ -110,9 +113,11 @@ impl JobLog {
     /// Adds record `seq` as it was read; records come in rising order.
     pub fn push(&mut self, seq: u64, read: Result<(Record, Digest)>) {
         let key = record_key(&self.job, seq);
-        if seq != self.head.seq + 1 {
-            self.faults.push(Error::integrity(format!("{} is missing", record_key(&self.job, seq - 1))));
-            self.unread.push(seq - 1);
+        let (first, last) = (self.head.seq.saturating_add(1), seq.saturating_sub(1));
+        if first <= last {
+            let more = if first < last { format!(", as are those from {first} on before it") } else { String::new() };
+            self.faults.push(Error::integrity(format!("{} is missing{more}", record_key(&self.job, last))));
+            self.unread.extend(first.max(seq.saturating_sub(GAP_COUNT_MAX))..=last);
         }
         let before = std::mem::replace(&mut self.head, Head { seq, digest: None });
         self.records += 1;
@@ -401,6 +406,10 @@ pub(super) mod tests {
         made.snapshot(0, None, None);
         made.log.push(3, Err(Error::integrity("torn")));
         assert_eq!((made.log.faults.len(), &made.log.unread[..]), (2, &[2, 3][..]), "a gap");
+        made.log.push(7, Err(Error::integrity("torn")));
+        assert_eq!((made.log.faults.len(), &made.log.unread[2..]), (4, &[4, 5, 6, 7][..]), "a longer one");
+        made.log.push(u64::MAX, Err(Error::integrity("torn")));
+        assert!(made.log.unread.len() < 20_000 && made.log.unread.contains(&(u64::MAX - 1)), "an endless one");
     }
 
     #[test]

@@ -124,6 +124,23 @@ fn open_beneath(root: &OwnedFd, key: &str, flags: OFlags) -> rustix::io::Result<
     }
 }
 
+/// Whether a directory is that of a run's objects.
+fn is_of_run(dir: &str) -> bool {
+    dir.starts_with("data/") && dir.matches('/').count() == 2
+}
+
+/// Removes the temporary files of a directory that holds nothing else: whoever made them has ended, or is not wanted any more.
+fn remove_temps(dir: &OwnedFd) {
+    let Ok(found) = Dir::read_from(dir) else { return };
+    let names = found.flatten().map(|found| found.file_name().to_owned());
+    let names: Vec<_> = names.filter(|name| !matches!(name.to_bytes(), b"." | b"..")).collect();
+    if names.iter().all(|name| name.to_bytes().starts_with(TEMP_PREFIX.as_bytes())) {
+        for name in names {
+            let _ = rustix::fs::unlinkat(dir, name, AtFlags::empty());
+        }
+    }
+}
+
 /// An unnamed file on the file system of the directory `path`, gone when closed.
 pub(super) fn unnamed_in(path: &Path) -> Result<File> {
     let failed = |e| Error::io(format!("cannot create a temporary file in {}", path.display()), e);
@@ -181,12 +198,21 @@ impl LocalUpload {
         };
         let created = match linked {
             Ok(()) => Created::New,
+            // It was made, and its answer was lost, as on a network.
+            Err(Errno::EXIST) if self.is_named() => Created::New,
             Err(Errno::EXIST) => Created::Exists,
             Err(e) => return Err(self.store.io("link", &self.key, e)),
         };
         self.remove_temp();
         rustix::fs::fsync(&self.dir).map_err(|e| self.store.io("make durable the directory of", &self.key, e))?;
         Ok(created)
+    }
+
+    /// Whether what lies under the name is this very file.
+    fn is_named(&self) -> bool {
+        let named = rustix::fs::statat(&self.dir, &self.name, AtFlags::SYMLINK_NOFOLLOW);
+        let own = rustix::fs::fstat(&self.file);
+        matches!((own, named), (Ok(own), Ok(named)) if (own.st_dev, own.st_ino) == (named.st_dev, named.st_ino))
     }
 
     fn remove_temp(&mut self) {
@@ -281,31 +307,27 @@ impl Store for LocalStore {
     fn list(&self, prefix: &str) -> Result<Vec<Item>> {
         let mut items = Vec::new();
         let start = prefix.trim_end_matches('/');
-        let top = if start.is_empty() {
-            self.root.try_clone().map_err(|e| Error::io("cannot copy a descriptor", e))?
-        } else {
+        if !start.is_empty() {
             check_key(start)?;
-            match open_beneath(
-                &self.root,
-                start,
-                OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NOFOLLOW,
-            ) {
+        }
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+        // Names, not descriptors: a job has as many directories as runs. Volumes are at most four levels deep.
+        let mut pending = vec![start.to_owned()];
+        while let Some(dir) = pending.pop() {
+            let failed = |e| self.io("list", if dir.is_empty() { "." } else { &dir }, e);
+            let fd = match open_beneath(&self.root, if dir.is_empty() { "." } else { &dir }, flags) {
                 Ok(fd) => fd,
-                Err(Errno::NOENT) => return Ok(items),
-                Err(e) => return Err(self.io("list", start, e)),
-            }
-        };
-        // Volumes are at most four levels deep.
-        let mut pending = vec![(top, prefix.to_owned())];
-        while let Some((fd, prefix)) = pending.pop() {
-            let failed = |e| self.io("list", &prefix, e);
+                // It is not there, or went with its last object meanwhile.
+                Err(Errno::NOENT) => continue,
+                Err(e) => return Err(failed(e)),
+            };
             for found in Dir::read_from(&fd).map_err(failed)? {
                 let found = found.map_err(failed)?;
                 let Ok(name) = found.file_name().to_str() else { continue };
                 if name.starts_with('.') {
                     continue;
                 }
-                let key = format!("{prefix}{name}");
+                let key = if dir.is_empty() { name.to_owned() } else { format!("{dir}/{name}") };
                 let stat = match rustix::fs::statat(&fd, name, AtFlags::SYMLINK_NOFOLLOW) {
                     Ok(stat) => stat,
                     Err(Errno::NOENT) => continue,
@@ -317,12 +339,7 @@ impl Store for LocalStore {
                             u64::try_from(stat.st_mtime).ok().map(|second| second.saturating_mul(1000));
                         items.push(Item { key, len: u64::try_from(stat.st_size).unwrap_or(0), stored_unix_ms });
                     }
-                    FileType::Directory if key.matches('/').count() < 5 => {
-                        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-                        let sub = rustix::fs::openat(&fd, name, flags, Mode::empty())
-                            .map_err(|e| self.io("list", &key, e))?;
-                        pending.push((sub, format!("{key}/")));
-                    }
+                    FileType::Directory if key.matches('/').count() < 5 => pending.push(key),
                     _ => {}
                 }
             }
@@ -350,7 +367,11 @@ impl Store for LocalStore {
         }
         // Directories mean nothing on a volume; an empty one below the top goes with its last object.
         if parent.contains('/') || super::probe::is_of_probe(parent) {
-            let _ = rustix::fs::unlinkat(&self.root, parent, AtFlags::REMOVEDIR);
+            let remove = || rustix::fs::unlinkat(&self.root, parent, AtFlags::REMOVEDIR);
+            if matches!(remove(), Err(Errno::NOTEMPTY | Errno::EXIST)) && is_of_run(parent) {
+                remove_temps(&dir);
+                let _ = remove();
+            }
         }
         Ok(())
     }
@@ -385,5 +406,53 @@ impl Error {
     /// A volume that cannot be written is a volume error, but a full one stays what it is.
     fn with_volume_kind(self) -> Self {
         if self.kind() == Kind::NoSpace { self } else { self.with_kind(Kind::Volume) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn temporary_files_go_with_the_last_object_of_a_run() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = LocalStore::open(dir.path()).unwrap();
+        for run in ["data/j/gone", "data/j/more", "log/j"] {
+            for name in ["a", "b"] {
+                store.put_new(&format!("{run}/{name}"), b"x").unwrap();
+            }
+            std::fs::write(dir.path().join(run).join(".tmp-0123"), "left").unwrap();
+        }
+        std::fs::write(dir.path().join("data/j/more/.other"), "another's").unwrap();
+        let is_there = |name: &str| dir.path().join(name).exists();
+        for run in ["data/j/gone", "data/j/more", "log/j"] {
+            store.delete(&format!("{run}/a")).unwrap();
+            assert!(is_there(&format!("{run}/.tmp-0123")), "{run}: one is left");
+            store.delete(&format!("{run}/b")).unwrap();
+        }
+        assert!(!is_there("data/j/gone"));
+        assert!(is_there("data/j/more/.tmp-0123") && is_there("log/j/.tmp-0123"));
+    }
+
+    #[test]
+    fn a_link_whose_answer_was_lost_was_made() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = LocalStore::open(dir.path()).unwrap();
+        let upload = |key: &str| {
+            let mut upload = store.upload(key).unwrap();
+            upload.write(b"own").unwrap();
+            // As where there are no unnamed files.
+            upload.flush().unwrap();
+            link_unnamed(&upload.file, &upload.dir, ".tmp-0123").unwrap();
+            upload.temp = Some(".tmp-0123".to_owned());
+            upload
+        };
+        let first = upload("log/j/1");
+        std::fs::hard_link(dir.path().join("log/j/.tmp-0123"), dir.path().join("log/j/1")).unwrap();
+        assert_eq!(first.commit().unwrap(), Created::New);
+        assert_eq!(upload("log/j/1").commit().unwrap(), Created::Exists);
+        assert_eq!(upload("log/j/2").commit().unwrap(), Created::New);
+        assert_eq!(store.list("").unwrap().len(), 2);
+        assert!(!dir.path().join("log/j/.tmp-0123").exists());
     }
 }

@@ -45,7 +45,7 @@ use crate::{
     model::{ids::Nonce, place::Bucket},
 };
 use ahead::Ahead;
-use retry::{Failure, Fault, Limits, once, pause, until_done};
+use retry::{Failure, Fault, Limits, once, pause, until_done, while_moving};
 use upload::{Budget, S3Upload};
 use watch::{GRACE, Watch};
 use wire::Counts;
@@ -132,6 +132,8 @@ impl Inner {
         let path = self.path(key)?;
         let len = payload.content_length() as u64;
         let started = Instant::now();
+        // How long the longest try moved.
+        let mut longest = Duration::ZERO;
         // Whether a try may have reached the store and not been answered: it may still be done there, later.
         let mut is_on_its_way = false;
         for tries in 1.. {
@@ -145,7 +147,9 @@ impl Inner {
                 PutMode::Create
             };
             let put = self.client.put_opts(&path, payload.clone(), mode.into());
-            let failure = match once(self.limits(), len, put).await {
+            let (moved, ended) = while_moving(self.limits(), &payload, put).await;
+            longest = longest.max(moved);
+            let failure = match ended {
                 Ok(_) => return self.confirm(key, &path, len).await,
                 Err(failure) => failure,
             };
@@ -167,7 +171,8 @@ impl Inner {
                 _ => return Err(self.failed("store", key)(failure)),
             };
             is_on_its_way |= failure.fault == Fault::Again && failure.status.is_none_or(|status| status >= 500);
-            if let Err(spent) = pause(self.limits(), (started, len), tries, failure).await {
+            let one = longest.max(self.limits().attempt(len));
+            if let Err(spent) = pause(self.limits(), (started, one), tries, failure).await {
                 // The last look: what is there is not called failed.
                 return match self.settle(key, &path, &payload).await {
                     Ok(Some(Created::New)) => Ok(Created::New),

@@ -5,10 +5,12 @@ use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use bk::clock::Clock;
+use bk::engine::catalog::{self, Author};
 use bk::error::{Kind, Result};
+use bk::format::change::Expire;
 use bk::format::record::Record;
 use bk::model::ids::{Name, SnapshotName};
 use bk::model::time::Instant;
@@ -16,10 +18,11 @@ use bk::monitor::Silent;
 use bk::ops::copy::{self, Request, What};
 use bk::ops::{expire, keep};
 use bk::volume::local::LocalStore;
-use bk::volume::{Created, Item, Store, Upload, Volume, open_on};
+use bk::volume::{Store, Volume, open_on};
 use serde_json::Value;
 
 use crate::stock::commands;
+use crate::support::between::Between;
 use crate::support::inventory::{Inventory, assert_same, inventory};
 use crate::support::rng::Rng;
 use crate::support::tools::{need, shell_ok};
@@ -391,71 +394,14 @@ fn killed_anywhere_it_goes_on() {
     assert!(kills > 40 && kept > 100, "{kills} kills, {kept} objects kept");
 }
 
-/// Does something just before an object whose key holds a text is made.
-type Then = Box<dyn FnOnce() + Send>;
-
-/// A store at which others get in between.
-struct Between {
-    inner: Arc<dyn Store>,
-    then: Mutex<Option<(&'static str, Then)>>,
-}
-
-impl Between {
-    fn reached(&self, key: &str) {
-        let mut then = self.then.lock().unwrap();
-        if then.as_ref().is_some_and(|(text, _)| key.contains(text))
-            && let Some((_, act)) = then.take()
-        {
-            drop(then);
-            act();
-        }
-    }
-}
-
-impl Store for Between {
-    fn create(&self, key: &str) -> Result<Box<dyn Upload>> {
-        self.reached(key);
-        self.inner.create(key)
-    }
-    fn put_new(&self, key: &str, bytes: &[u8]) -> Result<Created> {
-        self.reached(key);
-        self.inner.put_new(key, bytes)
-    }
-    fn read_at(&self, key: &str, offset: u64, buf: &mut [u8]) -> Result<()> {
-        self.inner.read_at(key, offset, buf)
-    }
-    fn read(&self, key: &str, len_max: u64) -> Result<Vec<u8>> {
-        self.inner.read(key, len_max)
-    }
-    fn head(&self, key: &str) -> Result<Option<u64>> {
-        self.inner.head(key)
-    }
-    fn list(&self, prefix: &str) -> Result<Vec<Item>> {
-        self.inner.list(prefix)
-    }
-    fn delete(&self, key: &str) -> Result<()> {
-        self.inner.delete(key)
-    }
-    fn free_bytes(&self) -> Result<Option<u64>> {
-        self.inner.free_bytes()
-    }
-    fn scratch(&self) -> Result<fs::File> {
-        self.inner.scratch()
-    }
-    fn check_writable(&self) -> Result<()> {
-        self.inner.check_writable()
-    }
-}
-
 fn local(path: &Path) -> Volume {
     open_on(Arc::new(LocalStore::open(path).unwrap()), path.display().to_string()).unwrap()
 }
 
-/// Copies `what` while, just before an object whose key holds `text` is made, `then` happens.
+/// Copies `what` while, where [`Between`] meets `text`, `then` happens.
 fn copied(from: &Path, to: &Path, what: &str, text: &'static str, then: impl FnOnce() + Send + 'static) -> Result<u64> {
     let inner: Arc<dyn Store> = Arc::new(LocalStore::open(to).unwrap());
-    let then: Then = Box::new(then);
-    let store = Between { inner, then: Mutex::new(Some((text, then))) };
+    let store = Between::new(inner, text, then);
     let target = open_on(Arc::new(store), to.display().to_string()).unwrap();
     let what = vec![What::Snapshot(what.parse().unwrap())];
     let request = Request { what, to_job: None, keep: None, threads: 2 };
@@ -491,6 +437,13 @@ fn gone_now(path: &Path, name: &str) {
     let when = keep::When::At(Instant::from_second(1).unwrap());
     keep::set(&local(path), &name.parse::<SnapshotName>().unwrap(), when, "other", &bk::clock::System).unwrap();
     assert_eq!(expire(path, 86_400, 0).expired, 1);
+}
+
+/// Records that a snapshot is gone, whatever needs it.
+fn torn_away(path: &Path, seq: u64) {
+    let author = Author { node: "other".to_owned(), at: bk::clock::System.now().unwrap() };
+    let change = |log: &catalog::JobLog| Ok(Some(Expire { snapshots: vec![log.state(seq).unwrap().named()] }));
+    catalog::change(&local(path), &"t".parse().unwrap(), &author, change).unwrap();
 }
 
 /// Every key of a volume's log with its type.
@@ -548,6 +501,61 @@ fn who_is_swept_or_loses_its_base_meanwhile_has_lost() {
         assert_eq!(copied(&a, &b, "t/2", "none", || {}).unwrap(), 2);
         world.bk("verify --data --volume").arg(&b).run().ok();
         fs::remove_dir_all(&b).unwrap();
+    }
+}
+
+#[test]
+fn a_base_that_goes_between_two_looks_at_the_log_is_missed() {
+    if std::env::var_os("BK_TEST_VOLUME").is_some() {
+        return;
+    }
+    let world = World::new("copy-base-goes");
+    let a = world.volume.clone();
+    fill(&world);
+    for level in 0..2 {
+        take(&world, a.as_os_str(), level, level);
+    }
+    // The log is read for the snapshot, for its base, and for itself.
+    for key in ["list 2 of log/t/", "list 3 of log/t/"] {
+        let b = PathBuf::from(second(&world, "b"));
+        assert_eq!(copied(&a, &b, "t/1", "none", || {}).unwrap(), 1);
+        let then = {
+            let b = b.clone();
+            move || gone_now(&b, "t/1")
+        };
+        match copied(&a, &b, "t/2", key, then) {
+            Ok(count) => assert_eq!((count, key), (2, "list 2 of log/t/"), "the base was copied again"),
+            Err(error) => {
+                assert_eq!(error.kind(), Kind::Lost, "{key}: {error}");
+                assert_eq!(records(&b), ["snapshot", "set-expiry", "expire"], "{key}");
+                assert_eq!(copied(&a, &b, "t/2", "none", || {}).unwrap(), 2, "{key}");
+            }
+        }
+        world.bk("verify --data --volume").arg(&b).run().ok();
+        is_same(&world, (a.as_os_str(), "t/2"), (b.as_os_str(), "t/latest"));
+        fs::remove_dir_all(&b).unwrap();
+    }
+}
+
+#[test]
+fn a_copy_without_its_base_is_not_there() {
+    if std::env::var_os("BK_TEST_VOLUME").is_some() {
+        return;
+    }
+    for what in ["copy t/2 --to", "copy t --to"] {
+        let world = World::new("copy-no-base");
+        let (a, b) = (world.named(), second(&world, "b"));
+        fill(&world);
+        for level in 0..2 {
+            take(&world, &a, level, level);
+        }
+        world.bk("copy t --to").arg(&b).run().ok();
+        torn_away(Path::new(&b), 1);
+        on(&world, &b, "verify t/2").run().code_is(&[exit::INTEGRITY]);
+        world.bk(what).arg(&b).run().ok();
+        is_same(&world, (&a, "t/2"), (&b, "t/latest"));
+        // Now it is there.
+        world.bk(what).arg(&b).run().ok().says("there");
     }
 }
 

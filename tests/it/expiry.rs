@@ -15,11 +15,12 @@ use bk::format::layout::record_key;
 use bk::format::record::{Record, Snapshot};
 use bk::model::ids::{Name, RunId, SnapshotName};
 use bk::monitor::Silent;
-use bk::ops::{expire, keep};
+use bk::ops::{expire, health, keep, verify};
 use bk::volume::memory::MemoryStore;
 use bk::volume::{Created, Item, Store, Upload, Volume};
 
 use crate::model::actors::{NOW_MS, World as Model};
+use crate::support::between::Between;
 use crate::support::rng::Rng;
 use crate::support::tools::{need, shell_ok};
 use crate::support::{Bk, Running, World, exit, files_below, name_of, sorted};
@@ -390,6 +391,178 @@ fn request(threads: usize) -> expire::Request {
         sweep_grace: expire::SWEEP_GRACE_SECONDS,
         threads,
     }
+}
+
+#[test]
+fn many_runs_take_few_descriptors() {
+    let me = "many_runs_take_few_descriptors";
+    if !need(me, &["prlimit"]) || std::env::var_os("BK_TEST_VOLUME").is_some() {
+        return;
+    }
+    let world = with_snapshots("descriptors", 6);
+    // Runs that are under way, and other jobs.
+    for n in 0..100 {
+        let run = RunId::new(bk::clock::System.unix_ms() + n).unwrap();
+        for dir in [format!("data/j/{run}"), format!("runs/j/{run}"), format!("data/j{n}/{run}")] {
+            let dir = world.volume.join(dir);
+            fs::create_dir_all(&dir).unwrap();
+            fs::write(dir.join("tree-00000.tar.zst"), "part").unwrap();
+        }
+    }
+    due(&world, 2);
+    let few = |words: &str| world.bk_under(&["prlimit", "--nofile=64"].map(OsStr::new), words).run();
+    few("list").ok();
+    few("check j").ok();
+    few("expire j").ok().says("1 snapshots expired");
+    few("expire").ok();
+    assert_eq!(runs(&world).len(), 5 + 100);
+}
+
+/// Does something when the first object is done or expected.
+struct Meanwhile(std::sync::Mutex<Option<Box<dyn FnOnce() + Send>>>);
+
+impl Meanwhile {
+    fn new(then: impl FnOnce() + Send + 'static) -> Self {
+        Self(std::sync::Mutex::new(Some(Box::new(then))))
+    }
+
+    fn now(&self) {
+        let then = self.0.lock().unwrap().take();
+        if let Some(then) = then {
+            then();
+        }
+    }
+}
+
+impl bk::monitor::Monitor for Meanwhile {
+    fn warn(&self, _: &str) {}
+    fn advance(&self, _: u64, _: u64, _: &[u8]) {
+        self.now();
+    }
+    fn expect(&self, _: u64, _: u64) {
+        self.now();
+    }
+}
+
+fn local(world: &World) -> Volume {
+    let store = bk::volume::local::LocalStore::open(&world.volume).unwrap();
+    bk::volume::open_on(Arc::new(store), "here".to_owned()).unwrap()
+}
+
+/// Lets a snapshot go as `bk expire` of another process does.
+fn goes(volume: &Volume, name: &str) {
+    let when = keep::When::At(bk::model::time::Instant::from_second(1).unwrap());
+    keep::set(volume, &name.parse::<SnapshotName>().unwrap(), when, "other", &bk::clock::System).unwrap();
+    let request = expire::Request { job: Some(name.split('/').next().unwrap().parse().unwrap()), ..request(1) };
+    let outcome = expire::run(volume, &request, &bk::clock::System, &Silent).unwrap();
+    assert_eq!((outcome.expired, outcome.errors.len()), (1, 0));
+}
+
+#[test]
+fn what_goes_while_it_is_verified_is_no_fault() {
+    if std::env::var_os("BK_TEST_VOLUME").is_some() {
+        return;
+    }
+    for depth in [verify::Depth::Quick, verify::Depth::Stored, verify::Depth::Data] {
+        let world = with_snapshots("goes-verify", 3);
+        let volume = local(&world);
+        let other = volume.clone();
+        let meanwhile = Meanwhile::new(move || goes(&other, "j/2"));
+        let options = verify::Options { snapshot: None, depth, threads: 1 };
+        let outcome = verify::run(&volume, &options, &meanwhile).unwrap();
+        assert!(outcome.faults.is_empty(), "{:?}", outcome.faults);
+        assert_eq!(world.list(), ["j/1", "j/3"]);
+        // What is really damaged is found all the same.
+        let index = world.parts("j", "index").remove(0);
+        let bytes = fs::read(&index).unwrap();
+        fs::write(&index, &bytes[..bytes.len() - 1]).unwrap();
+        let other = volume.clone();
+        let meanwhile = Meanwhile::new(move || goes(&other, "j/1"));
+        let outcome = verify::run(&volume, &options, &meanwhile).unwrap();
+        assert!(!outcome.faults.is_empty());
+        assert!(
+            outcome.faults.iter().all(|fault| fault.object.contains(&name_of(index.parent().unwrap()))),
+            "{outcome:?}"
+        );
+    }
+}
+
+#[test]
+fn a_snapshot_verified_alone_that_goes_is_lost() {
+    if std::env::var_os("BK_TEST_VOLUME").is_some() {
+        return;
+    }
+    let world = with_snapshots("goes-verify-one", 3);
+    let volume = local(&world);
+    let other = volume.clone();
+    let meanwhile = Meanwhile::new(move || goes(&other, "j/2"));
+    let options = verify::Options { snapshot: Some("j/2".parse().unwrap()), depth: verify::Depth::Data, threads: 1 };
+    let error = verify::run(&volume, &options, &meanwhile).unwrap_err();
+    assert_eq!(error.kind(), Kind::Lost, "{error}");
+    assert!(error.to_string().contains("j/2 was expired on"), "{error}");
+}
+
+#[test]
+fn what_goes_while_it_is_checked_is_not_missed() {
+    if std::env::var_os("BK_TEST_VOLUME").is_some() {
+        return;
+    }
+    let world = with_snapshots("goes-check", 3);
+    let plain = local(&world);
+    let other = plain.clone();
+    let between = Between::new(Arc::clone(&plain.store), "list 1 of data/j/", move || goes(&other, "j/3"));
+    let volume = Volume { store: Arc::new(between), ..plain.clone() };
+    let jobs = health::Jobs::Named(vec!["j".parse().unwrap()]);
+    let limits = |_: &Name| Ok(bk::plan::health::Limits::default());
+    let outcome = health::run(&volume, &jobs, &limits, &bk::clock::System).unwrap();
+    assert_eq!(world.list(), ["j/1", "j/2"]);
+    assert_eq!(outcome.status, bk::plan::health::Status::Ok, "{:?}", outcome.health.findings);
+    // What is really missing is told.
+    fs::remove_file(world.parts("j", "index").remove(0)).unwrap();
+    let outcome = health::run(&plain, &jobs, &limits, &bk::clock::System).unwrap();
+    assert_eq!(outcome.status, bk::plan::health::Status::Critical, "{:?}", outcome.health.findings);
+}
+
+/// A clock that is set while it runs.
+struct Turned(Arc<AtomicU64>);
+
+impl Clock for Turned {
+    fn unix_ms(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+#[test]
+fn an_expiry_that_takes_hours_accuses_no_clock() {
+    if std::env::var_os("BK_TEST_VOLUME").is_some() {
+        return;
+    }
+    let world = with_snapshots("hours", 2);
+    for job in ["k", "l"] {
+        world.snapshot(job, "").ok();
+        world.snapshot(job, "").ok();
+    }
+    let volume = local(&world);
+    let now = Arc::new(AtomicU64::new(bk::clock::System.unix_ms() + 1000));
+    for name in ["j/1", "k/1", "l/1"] {
+        let when = keep::When::At(bk::model::time::Instant::from_second(1).unwrap());
+        keep::set(&volume, &name.parse().unwrap(), when, "s", &Turned(Arc::clone(&now))).unwrap();
+    }
+    // Deleting what went of `j` takes an hour; meanwhile others write to `k`.
+    let then = {
+        let (volume, now) = (volume.clone(), Arc::clone(&now));
+        move || {
+            now.fetch_add(3_600_000, Ordering::Relaxed);
+            keep::hold(&volume, &"k/2".parse().unwrap(), None, "h", &Turned(now)).unwrap();
+        }
+    };
+    let request = expire::Request { job: None, ..request(1) };
+    let outcome = expire::run(&volume, &request, &Turned(Arc::clone(&now)), &Meanwhile::new(then)).unwrap();
+    assert!(outcome.errors.is_empty(), "{:?}", outcome.errors);
+    assert_eq!(outcome.expired, 3);
+    // Its own records say when they were made.
+    let log = catalog::read(&volume, &"l".parse().unwrap()).unwrap();
+    assert_eq!(log.newest_at.unwrap(), Turned(now).now().unwrap());
 }
 
 fn job() -> Name {

@@ -323,6 +323,48 @@ fn what_may_not_go_at_once_goes_one_by_one() {
 }
 
 #[test]
+fn what_is_refused_one_by_one_goes_one_by_one() {
+    let scene = Scene::new("s3-each");
+    scene.snapshot(0).ok();
+    scene.proxy.plan(1, usize::MAX, Fault::EachDenied);
+    scene.bk("expire --set c/1 2001-01-01T00:00:00Z").run().ok();
+    scene.bk("expire --yes").run().ok().says("1 snapshots expired");
+    let at_once: Vec<Request> = scene.proxy.seen().into_iter().filter(|request| request.method == "POST").collect();
+    assert!(at_once.len() == 1 && scene.proxy.came() == 1, "{at_once:?}");
+    Bk::new("verify --data --volume").arg(&scene.world.volume).run().ok();
+}
+
+#[test]
+fn what_others_leave_in_the_bucket_is_no_matter() {
+    let scene = Scene::new("s3-markers");
+    scene.proxy.plan(1, usize::MAX, Fault::Markers);
+    let place = format!("{}-2", scene.world.named().into_string().unwrap());
+    scene.bk("volume create").arg(&place).run().ok();
+    scene.snapshot(1).ok();
+    scene.bk("list").run().ok().says("c/2");
+    scene.bk("check c").run().ok();
+    scene.snapshot(0).ok();
+    scene.bk("expire --set c/2 2001-01-01T00:00:00Z").run().ok();
+    scene.bk("expire").run().ok().says("1 snapshots expired");
+    scene.bk("verify").run().ok();
+    scene.bk("status").run().ok();
+    assert!(scene.proxy.came() > 10);
+    Bk::new("verify --data --volume").arg(&scene.world.volume).run().ok();
+}
+
+/// What goes slowly, but goes, is waited for longer than what stands still: this takes 30 s, a try of its length 25 s. The
+/// kernel takes 1.5 MB of it at once.
+#[test]
+fn a_slow_line_is_no_failure() {
+    let scene = Scene::new("s3-slow");
+    let dump = Rng::new(420).noise(6 << 20);
+    scene.proxy.plan(1, usize::MAX, Fault::Slow);
+    let bk = scene.bk("snapshot --job slow --stdin dump --level 0 --part-size 8MiB --frame-size 256KiB");
+    bk.small().env("BK_TEST_S3_TIMEOUT_MS", "1000").stdin(dump.clone()).run().ok();
+    assert!(Bk::new("cat slow/1 --stream dump --volume").arg(&scene.world.volume).run().ok().stdout == dump);
+}
+
+#[test]
 fn what_is_tidied_after_a_failure_is_soon_given_up() {
     let scene = Scene::new("s3-hurry");
     let requests = scene.clean(1);

@@ -1,13 +1,16 @@
 //! Writes the index while the snapshot goes: rows of each section collect to a block, blocks go out at once.
+//!
+//! Invariant: what is finished can be opened. When the directory of blocks grows long, what only increments follow is left
+//! out, chunks first; what would pass a limit of the format is an error, long before the record.
 
 use super::sorted::Sorted;
 use crate::{
-    error::{Error, Result},
+    error::{Error, Kind, Result},
     format::{
         index::{
-            BlockInfo, Chunk, ChunkRun, Directory, Extent, Frame, Inode, Part, ROW_COUNT_MAX, SECTION_SLOTS, Section,
-            chunk_key, encode_chunks, encode_entries, encode_extents, encode_frames, encode_inodes, encode_parts,
-            encode_places, encode_tail, inode_key, seal_block,
+            BLOCK_PLAIN_LEN_MAX, BlockInfo, Chunk, ChunkRun, DIRECTORY_LEN_MAX, Directory, Extent, Frame, Inode, Part,
+            ROW_COUNT_MAX, SECTION_SLOTS, Section, chunk_key, encode_chunks, encode_entries, encode_extents,
+            encode_frames, encode_inodes, encode_parts, encode_places, encode_tail, inode_key, seal_block,
         },
         layout::INDEX_NAME,
         record::{IndexRef, PlaceRows},
@@ -19,14 +22,21 @@ use crate::{
     volume::Upload,
 };
 
-/// Attributes, sparse maps and the like close a block early, bytes.
+/// Attributes, sparse maps, paths that share nothing and the like close a block early, bytes.
 const BLOCK_WEIGHT_MAX: usize = 1 << 20;
+/// What the directory says of a block of inodes takes at most this many bytes.
+const INODE_BLOCK_LEN: u64 = 72;
+/// The count of blocks that begins a directory.
+const COUNT_LEN_MAX: u64 = 10;
 
 /// An index being written.
 pub struct IndexWriter {
     out: Box<dyn Upload>,
     offset: u64,
     directory: Directory,
+    /// The directory's plain length so far, and the longest it may come to.
+    directory_len: u64,
+    directory_len_max: u64,
     entries: Vec<Entry>,
     weight: usize,
     /// Extents the entries of finished blocks own.
@@ -40,8 +50,10 @@ pub struct IndexWriter {
     entry_count: u64,
     /// What later increments follow, when there are to be any.
     inodes: Option<Sorted>,
+    inode_count: u64,
     chunks: Vec<ChunkRun>,
     chunk_count: usize,
+    chunk_weight: usize,
     rows: [u64; SECTION_SLOTS],
 }
 
@@ -52,6 +64,8 @@ impl IndexWriter {
             out,
             offset: 0,
             directory: Directory::default(),
+            directory_len: COUNT_LEN_MAX,
+            directory_len_max: DIRECTORY_LEN_MAX,
             entries: Vec::new(),
             weight: 0,
             extents_before: 0,
@@ -63,8 +77,10 @@ impl IndexWriter {
             place_count: 0,
             entry_count: 0,
             inodes: None,
+            inode_count: 0,
             chunks: Vec::new(),
             chunk_count: 0,
+            chunk_weight: 0,
             rows: [0; SECTION_SLOTS],
         }
     }
@@ -76,9 +92,16 @@ impl IndexWriter {
         self
     }
 
+    /// Lets the directory of blocks be at most this long, bytes: for tests.
+    #[must_use]
+    pub fn with_directory_len_max(mut self, max: u64) -> Self {
+        self.directory_len_max = max;
+        self
+    }
+
     /// Adds an entry; entries come in order.
     pub fn entry(&mut self, mut entry: Entry) -> Result<()> {
-        self.weight += weight(&entry);
+        self.weight += weight(&entry, self.entries.last());
         if let Some(map) = &mut entry.map {
             let rows = self.places(&std::mem::take(&mut map.places))?;
             (map.first, map.count) = (rows.first, rows.count);
@@ -88,6 +111,7 @@ impl IndexWriter {
             && entry.stored_len > 0
         {
             inodes.push(Inode { fsid: entry.fsid, ino: entry.ino, row: self.entry_count })?;
+            self.inode_count += 1;
         }
         self.entry_count += 1;
         self.entries.push(entry);
@@ -119,7 +143,8 @@ impl IndexWriter {
 
     /// Adds chunks of one content; contents come in the order of their entries, then of the streams.
     pub fn chunks(&mut self, mut run: ChunkRun) -> Result<()> {
-        if self.inodes.is_none() {
+        // The room that is left is for what no reader can do without.
+        if self.inodes.is_none() || self.directory_len > self.directory_len_max / 2 {
             return Ok(());
         }
         let all = std::mem::take(&mut run.chunks);
@@ -127,8 +152,9 @@ impl IndexWriter {
         while !rest.is_empty() {
             let (now, later) = rest.split_at(rest.len().min(ROW_COUNT_MAX - self.chunk_count));
             self.chunk_count += now.len();
+            self.chunk_weight += run.path.len();
             self.chunks.push(ChunkRun { chunks: now.to_vec(), ..run.clone() });
-            if self.chunk_count == ROW_COUNT_MAX {
+            if self.chunk_count == ROW_COUNT_MAX || self.chunk_weight > BLOCK_WEIGHT_MAX {
                 self.flush_chunks()?;
             }
             rest = later;
@@ -214,6 +240,7 @@ impl IndexWriter {
 
     fn flush_chunks(&mut self) -> Result<()> {
         let (runs, rows) = (std::mem::take(&mut self.chunks), std::mem::take(&mut self.chunk_count));
+        self.chunk_weight = 0;
         let Some(first) = runs.first() else { return Ok(()) };
         let key = chunk_key(first.stream, &first.path);
         self.block(Section::Chunks, &encode_chunks(&runs), rows, key, 0)
@@ -221,6 +248,11 @@ impl IndexWriter {
 
     fn flush_inodes(&mut self) -> Result<()> {
         let Some(inodes) = self.inodes.take() else { return Ok(()) };
+        // All of them or none: they come last.
+        let blocks = self.inode_count.div_ceil(ROW_COUNT_MAX as u64);
+        if self.directory_len + blocks * INODE_BLOCK_LEN > self.directory_len_max / 4 * 3 {
+            return Ok(());
+        }
         let mut rows = Vec::with_capacity(ROW_COUNT_MAX);
         let flush = |rows: &mut Vec<Inode>, index: &mut Self| {
             let Some(first) = rows.first() else { return Ok(()) };
@@ -247,10 +279,15 @@ impl IndexWriter {
         if rows == 0 {
             return Ok(());
         }
+        if plain.len() > BLOCK_PLAIN_LEN_MAX {
+            let what =
+                format!("a block of the index ({section:?}) has {} bytes, above {BLOCK_PLAIN_LEN_MAX}", plain.len());
+            return Err(Error::new(Kind::Other, what));
+        }
         let narrow = |len: usize| u32::try_from(len).map_err(|_| Error::integrity("an index block is too large"));
         let stored = seal_block(plain)?;
         let first_row = &mut self.rows[section.slot()];
-        self.directory.blocks.push(BlockInfo {
+        let info = BlockInfo {
             section,
             offset: self.offset,
             stored_len: narrow(stored.len())?,
@@ -260,14 +297,24 @@ impl IndexWriter {
             first_row: *first_row,
             first_key,
             first_extent,
-        });
+        };
         *first_row += rows as u64;
+        self.directory_len += info.directory_len();
+        if self.directory_len > self.directory_len_max {
+            let what = format!("the index's directory would be longer than {} bytes", self.directory_len_max);
+            return Err(
+                Error::new(Kind::Other, what).with_hint("this is too much for one snapshot: make several jobs of it")
+            );
+        }
+        self.directory.blocks.push(info);
         self.offset += stored.len() as u64;
         self.out.write(&stored)
     }
 }
 
-fn weight(entry: &Entry) -> usize {
+/// About how many bytes a row takes beside what every row does; `before` is the row before it in its block.
+fn weight(entry: &Entry, before: Option<&Entry>) -> usize {
     let xattrs: usize = entry.xattrs.iter().map(|(name, value)| name.len() + value.len()).sum();
-    xattrs + entry.sparse.as_ref().map_or(0, |runs| runs.len() * 8) + entry.link.len() + entry.path.len() / 4
+    let shared = before.map_or(0, |before| before.path.iter().zip(&entry.path).take_while(|(a, b)| a == b).count());
+    xattrs + entry.sparse.as_ref().map_or(0, |runs| runs.len() * 8) + entry.link.len() + entry.path.len() - shared
 }

@@ -12,32 +12,61 @@ const MAGIC: &[u8; 8] = b"bkindex1";
 /// The footer: stored length of the directory, its plain length (u64 little endian each), magic.
 pub const FOOTER_LEN: usize = 24;
 /// A directory is at most this long when plain: 4 million blocks, or 4 thousand million entries.
-const DIRECTORY_LEN_MAX: u64 = 512 << 20;
+pub const DIRECTORY_LEN_MAX: u64 = 512 << 20;
 
 /// What a block holds. A section with its critical bit set and a number a reader does not know makes it refuse the index.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u8)]
 pub enum Section {
     /// Entries, sorted by [`path::cmp_rows`].
-    Entries = 0x81,
+    Entries,
     /// Extents with content digests, in the order of the tree stream, then one for each named stream.
-    Extents = 0x82,
+    Extents,
     /// Frames, in the order they were stored.
-    Frames = 0x83,
+    Frames,
     /// Parts, in the order they were stored.
-    Parts = 0x84,
+    Parts,
     /// Places: where contents lie that are no run of their own.
-    Places = 0x85,
+    Places,
     /// Inode numbers of files with content, sorted: how renamed files are found. A reader that only reads can do without.
-    Inodes = 0x06,
+    Inodes,
     /// Chunks of long contents: what an increment compares with. A reader that only reads can do without.
-    Chunks = 0x07,
+    Chunks,
+    /// One this reader does not know, and can do without, under its number: checked and copied as stored, never decoded.
+    Other(u8),
 }
 
 impl Section {
-    /// Its place in a table with one slot for each section.
+    /// Its number in the directory.
+    fn number(self) -> u8 {
+        match self {
+            Self::Entries => 0x81,
+            Self::Extents => 0x82,
+            Self::Frames => 0x83,
+            Self::Parts => 0x84,
+            Self::Places => 0x85,
+            Self::Inodes => 0x06,
+            Self::Chunks => 0x07,
+            Self::Other(number) => number,
+        }
+    }
+
+    fn of(number: u8) -> Result<Self> {
+        let known = [Self::Entries, Self::Extents, Self::Frames, Self::Parts, Self::Places, Self::Inodes, Self::Chunks];
+        match known.into_iter().find(|section| section.number() == number) {
+            Some(section) => Ok(section),
+            None if number & CRITICAL != 0 => {
+                Err(Error::integrity(format!("index section {number:#04x} needs a newer bk")))
+            }
+            None => Ok(Self::Other(number)),
+        }
+    }
+
+    /// Its place in a table with one slot for each section; all that are not known have the first.
     pub fn slot(self) -> usize {
-        usize::from(self as u8 & 7)
+        match self {
+            Self::Other(_) => 0,
+            known => usize::from(known.number() & 7),
+        }
     }
 }
 
@@ -71,6 +100,27 @@ pub struct BlockInfo {
     pub first_extent: u64,
 }
 
+impl BlockInfo {
+    /// What the directory says of it.
+    fn put(&self, out: &mut Vec<u8>) {
+        out.push(self.section.number());
+        put(out, u64::from(self.stored_len));
+        put(out, u64::from(self.plain_len));
+        put(out, u64::from(self.rows));
+        put(out, self.first_extent);
+        put(out, self.first_key.len() as u64);
+        out.extend_from_slice(&self.first_key);
+        out.extend_from_slice(&self.digest.0);
+    }
+
+    /// How many bytes of the directory it takes.
+    pub fn directory_len(&self) -> u64 {
+        let mut out = Vec::with_capacity(64 + self.first_key.len());
+        self.put(&mut out);
+        out.len() as u64
+    }
+}
+
 /// All blocks of an index, in the order they lie.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Directory {
@@ -97,16 +147,7 @@ pub struct Tail {
 pub fn encode_tail(directory: &Directory) -> Result<Tail> {
     let mut plain = Vec::new();
     put(&mut plain, directory.blocks.len() as u64);
-    for info in &directory.blocks {
-        plain.push(info.section as u8);
-        put(&mut plain, u64::from(info.stored_len));
-        put(&mut plain, u64::from(info.plain_len));
-        put(&mut plain, u64::from(info.rows));
-        put(&mut plain, info.first_extent);
-        put(&mut plain, info.first_key.len() as u64);
-        plain.extend_from_slice(&info.first_key);
-        plain.extend_from_slice(&info.digest.0);
-    }
+    directory.blocks.iter().for_each(|info| info.put(&mut plain));
     let mut bytes = block::seal(&plain)?;
     let stored_len = bytes.len() as u64;
     bytes.extend_from_slice(&stored_len.to_le_bytes());
@@ -127,7 +168,9 @@ pub fn decode_footer(footer: &[u8], object_len: u64) -> Result<(u64, u64)> {
     }
     let (stored_len, plain_len) = (word(0), word(8));
     let tail_len = stored_len.saturating_add(FOOTER_LEN as u64);
-    if tail_len > object_len || plain_len > DIRECTORY_LEN_MAX {
+    // What is stored is at most a little longer than what it decodes to.
+    let is_longer = stored_len > zstd_safe::compress_bound(usize::try_from(plain_len).unwrap_or(usize::MAX)) as u64;
+    if tail_len > object_len || plain_len > DIRECTORY_LEN_MAX || is_longer {
         return Err(Error::integrity("the index footer's lengths are out of range"));
     }
     Ok((tail_len, plain_len))
@@ -167,19 +210,7 @@ fn decode_directory(plain: &[u8], blocks_len: u64) -> Result<Directory> {
     let mut offset = 0u64;
     let mut next_row = [0u64; SECTION_SLOTS];
     for _ in 0..count {
-        let section = match reader.u8()? {
-            0x81 => Section::Entries,
-            0x82 => Section::Extents,
-            0x83 => Section::Frames,
-            0x84 => Section::Parts,
-            0x85 => Section::Places,
-            0x06 => Section::Inodes,
-            0x07 => Section::Chunks,
-            other if other & CRITICAL != 0 => {
-                return Err(Error::integrity(format!("index section {other:#04x} needs a newer bk")));
-            }
-            other => return Err(Error::integrity(format!("unknown index section {other:#04x}"))),
-        };
+        let section = Section::of(reader.u8()?)?;
         let (stored_len, plain_len, rows) = (reader.u32()?, reader.u32()?, reader.u32()?);
         let first_extent = reader.u64()?;
         let key_len = reader.len_max(path::PATH_LEN_MAX + 4)?;
@@ -217,4 +248,58 @@ fn decode_directory(plain: &[u8], blocks_len: u64) -> Result<Directory> {
         return Err(Error::integrity("the index's blocks are not in order"));
     }
     Ok(directory)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn info(section: Section, offset: u64, stored_len: u32) -> BlockInfo {
+        BlockInfo {
+            section,
+            offset,
+            stored_len,
+            plain_len: 10,
+            digest: Digest::of(b"block"),
+            rows: 1,
+            first_row: 0,
+            first_key: Vec::new(),
+            first_extent: 0,
+        }
+    }
+
+    #[test]
+    fn an_unknown_section_is_passed_over_unless_it_is_critical() {
+        let blocks = vec![
+            info(Section::Extents, 0, 100),
+            info(Section::Other(0x0d), 100, 7),
+            info(Section::Parts, 107, 20),
+            // All that are not known are counted together.
+            BlockInfo { first_row: 1, ..info(Section::Other(0x01), 127, 3) },
+        ];
+        let directory = Directory { blocks };
+        let tail = encode_tail(&directory).unwrap();
+        let len = 130 + tail.bytes.len() as u64;
+        assert_eq!(decode_tail(&tail.bytes, len, &tail.digest).unwrap(), directory);
+        assert_eq!(directory.section(Section::Parts).count(), 1);
+        for known in [Section::Entries, Section::Extents, Section::Frames, Section::Parts, Section::Places] {
+            assert!(known.slot() > 0 && Section::of(known.number()).unwrap() == known);
+        }
+        assert!([0x01, 0x05, 0x08, 0x7f].iter().all(|number| Section::of(*number).unwrap().slot() == 0));
+        let critical = Directory { blocks: vec![info(Section::Other(0x8d), 0, 100)] };
+        let tail = encode_tail(&critical).unwrap();
+        let error = decode_tail(&tail.bytes, 100 + tail.bytes.len() as u64, &tail.digest).unwrap_err();
+        assert!(error.to_string().contains("0x8d needs a newer bk"), "{error}");
+    }
+
+    #[test]
+    fn what_a_block_takes_of_the_directory_adds_up() {
+        let mut long = info(Section::Entries, 0, u32::MAX);
+        (long.first_key, long.first_extent) = (vec![b'x'; 4000], u64::MAX);
+        let blocks = vec![info(Section::Extents, 0, 1), long];
+        let sum: u64 = blocks.iter().map(BlockInfo::directory_len).sum();
+        let tail = encode_tail(&Directory { blocks }).unwrap();
+        let (_, plain_len) = decode_footer(&tail.bytes[tail.bytes.len() - FOOTER_LEN..], u64::MAX).unwrap();
+        assert_eq!(plain_len, sum + 1);
+    }
 }

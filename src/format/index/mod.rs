@@ -14,7 +14,8 @@ mod trace;
 
 pub use block::{BLOCK_PLAIN_LEN_MAX, open as open_block, seal as seal_block};
 pub use directory::{
-    BlockInfo, Directory, FOOTER_LEN, SECTION_SLOTS, Section, Tail, decode_footer, decode_tail, encode_tail,
+    BlockInfo, DIRECTORY_LEN_MAX, Directory, FOOTER_LEN, SECTION_SLOTS, Section, Tail, decode_footer, decode_tail,
+    encode_tail,
 };
 pub use entries::{DAMAGED_COUNT_MAX, ROW_COUNT_MAX, decode as decode_entries, encode as encode_entries};
 pub use tables::{

@@ -30,7 +30,7 @@ impl Inner {
             let one = tokio::time::timeout(time, self.fill_once(path, offset..offset + len, buf));
             match one.await.unwrap_or_else(|_| Err(Failure::timeout(time))) {
                 Err(failure) if failure.fault == Fault::Again => {
-                    pause(self.limits(), (started, len), tries, failure).await?;
+                    pause(self.limits(), (started, time), tries, failure).await?;
                 }
                 ended => return ended,
             }

@@ -2,13 +2,17 @@
 //!
 //! `object_store` retries nothing here: a create that is repeated behind our back cannot be told from another's.
 //! Waiting has a stated end: when [`Limits::total`] and the time of one try are over since the first, nothing new is begun.
+//! An upload's try goes on as long as its bytes move ([`Pace`]): several share one line, and nobody knows how wide it is.
 
-use std::{fmt, future::Future, time::Duration};
+use std::{fmt, future::Future, pin::pin, time::Duration};
 
-use object_store::client::HttpError;
+use object_store::{PutPayload, client::HttpError};
 use tokio::time::Instant;
 
-use super::wire::{Broken, NoCredentials, Refused};
+use super::{
+    watch::LOOK,
+    wire::{Broken, NoCredentials, Refused},
+};
 use crate::error::{Error, Kind};
 
 /// How long and how often.
@@ -200,15 +204,63 @@ pub(super) async fn once<T>(
     }
 }
 
-/// Waits before the next try, or gives the failure back when it is too late for one.
+/// When an upload has stalled: nothing of it has moved for as long as a try may take.
+#[derive(Debug)]
+struct Pace {
+    /// So long nothing may move.
+    time: Duration,
+    moved_at: Instant,
+    at: Option<usize>,
+}
+
+impl Pace {
+    /// Looks at `now` where the upload is; whether it has stalled.
+    fn has_stalled(&mut self, now: Instant, at: Option<usize>) -> bool {
+        if at != self.at {
+            (self.at, self.moved_at) = (at, now);
+        }
+        now >= self.moved_at + self.time
+    }
+}
+
+/// The last chunk of `payload` that a connection holds: it takes one after the other, and lets go of each that it has sent.
+///
+/// Where a connection copied them instead, nothing would be seen to move: then a try has the time it would have without.
+fn sending(payload: &PutPayload) -> Option<usize> {
+    let held = payload.iter().enumerate().filter(|(_, chunk)| !chunk.is_unique());
+    held.map(|(n, _)| n).last()
+}
+
+/// One try of `request`, which sends `payload`; its chunks are nobody else's. Also how long it moved.
+pub(super) async fn while_moving<T>(
+    limits: Limits,
+    payload: &PutPayload,
+    request: impl Future<Output = object_store::Result<T>>,
+) -> (Duration, Result<T, Failure>) {
+    let started = Instant::now();
+    let time = limits.attempt(payload.content_length() as u64);
+    let mut pace = Pace { time, moved_at: started, at: None };
+    let mut request = pin!(request);
+    let ended = loop {
+        match tokio::time::timeout(LOOK.min(time / 4), request.as_mut()).await {
+            Ok(Ok(done)) => break Ok(done),
+            Ok(Err(e)) => break Err(e.into()),
+            Err(_) if pace.has_stalled(Instant::now(), sending(payload)) => break Err(Failure::timeout(time)),
+            Err(_) => {}
+        }
+    };
+    (pace.moved_at - started, ended)
+}
+
+/// Waits before the next try, or gives the failure back when it is too late for one: `one` is the time of one try.
 pub(super) async fn pause(
     limits: Limits,
-    (started, len): (Instant, u64),
+    (started, one): (Instant, Duration),
     tries: u32,
     failure: Failure,
 ) -> Result<(), Failure> {
     let pause = limits.pause(tries);
-    let end = started + limits.total + limits.attempt(len);
+    let end = started + limits.total + one;
     if Instant::now() + pause > end {
         let text = format!("{} (tried {tries} times in {:.0} s)", failure.text, started.elapsed().as_secs_f64());
         return Err(Failure { text, ..failure });
@@ -225,7 +277,9 @@ where
     let started = Instant::now();
     for tries in 1.. {
         match request().await {
-            Err(failure) if failure.fault == Fault::Again => pause(limits, (started, len), tries, failure).await?,
+            Err(failure) if failure.fault == Fault::Again => {
+                pause(limits, (started, limits.attempt(len)), tries, failure).await?
+            }
             ended => return ended,
         }
     }
@@ -245,5 +299,36 @@ mod tests {
             assert!(pause >= whole / 2 && pause <= whole, "{n}: {pause:?}");
         }
         assert!(limits.attempt(1 << 30) > limits.attempt(64 << 20));
+    }
+
+    #[test]
+    fn what_moves_goes_on_and_what_stands_still_ends() {
+        let (started, second) = (Instant::now(), Duration::from_secs(1));
+        let time = 60 * second;
+        let mut pace = Pace { time, moved_at: started, at: None };
+        // A chunk every 50 seconds, for hours.
+        for n in 1..200 {
+            let now = started + second * 50 * n;
+            assert!(!pace.has_stalled(now, Some(n as usize)), "{n}");
+            assert!(!pace.has_stalled(now + second * 49, Some(n as usize)), "{n}");
+        }
+        // All is sent, and no answer comes.
+        let last = started + second * 50 * 200;
+        assert!(!pace.has_stalled(last, None) && !pace.has_stalled(last + 59 * second, None));
+        assert!(pace.has_stalled(last + time, None));
+        // Nothing was ever taken.
+        let mut pace = Pace { time, moved_at: started, at: None };
+        assert!(!pace.has_stalled(started + 59 * second, None) && pace.has_stalled(started + time, None));
+    }
+
+    #[test]
+    fn the_chunk_that_a_connection_holds_is_seen() {
+        let payload = PutPayload::from_iter((0..4).map(|n| bytes::Bytes::from(vec![n; 100])));
+        let shared = payload.clone();
+        assert_eq!(sending(&payload), None);
+        let held: Vec<_> = shared.iter().take(3).cloned().collect();
+        assert_eq!(sending(&payload), Some(2));
+        drop(held);
+        assert_eq!(sending(&payload), None);
     }
 }

@@ -20,10 +20,10 @@ use crate::{
     volume::{Created, Pending, Upload},
 };
 
-/// Small writes are collected to this many bytes; larger ones are chunks by themselves.
+/// Small writes are collected to this many bytes.
 const CHUNK_LEN: usize = 64 << 10;
-/// A spooled object is read back in chunks of this many bytes.
-const SPOOL_CHUNK_LEN: u64 = 1 << 20;
+/// No chunk is longer: how far an object was sent is known by chunks, each of them memory of its own.
+const CHUNK_LEN_MAX: usize = 256 << 10;
 
 /// Bytes that may be held for uploads.
 #[derive(Debug)]
@@ -132,7 +132,7 @@ impl S3Upload {
         file.rewind().map_err(spool_failed)?;
         loop {
             let mut chunk = Vec::new();
-            (&mut file).take(SPOOL_CHUNK_LEN).read_to_end(&mut chunk).map_err(spool_failed)?;
+            (&mut file).take(CHUNK_LEN_MAX as u64).read_to_end(&mut chunk).map_err(spool_failed)?;
             if chunk.is_empty() {
                 return Ok(());
             }
@@ -154,7 +154,7 @@ impl Upload for S3Upload {
         self.flush()?;
         match &mut self.spool {
             Some(file) => file.write_all(bytes).map_err(spool_failed),
-            None => self.chunk(Bytes::copy_from_slice(bytes)),
+            None => bytes.chunks(CHUNK_LEN_MAX).try_for_each(|some| self.chunk(Bytes::copy_from_slice(some))),
         }
     }
 

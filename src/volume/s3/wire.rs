@@ -47,6 +47,17 @@ pub(super) struct Refused {
     message: String,
 }
 
+impl Refused {
+    /// What the text of an answer says.
+    fn said(status: u16, text: &str) -> Self {
+        let of = |name: &str| -> String {
+            let found = element(text, name).unwrap_or_default();
+            show::name(found.chars().take(MESSAGE_LEN_MAX).collect::<String>().as_bytes())
+        };
+        Self { status, code: of("Code"), message: of("Message") }
+    }
+}
+
 impl fmt::Display for Refused {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "the server says {}", self.status)?;
@@ -208,10 +219,18 @@ impl HttpService for Wire {
         if what == What::Other {
             return self.credentials(request).await;
         }
+        let is_bulk = request.method().as_str() == "POST";
         let response = self.client.execute(request).await?;
         self.counts.dated(&response);
         if !response.status().is_success() {
             return Err(refused(response).await);
+        }
+        if what == What::Delete && is_bulk {
+            let (parts, body) = response.into_parts();
+            let answer = up_to(body, PAGE_LEN_MAX).await?;
+            self.counts.received_bytes.fetch_add(answer.len() as u64, Ordering::Relaxed);
+            check_deleted(&answer).map_err(|refused| HttpError::new(HttpErrorKind::Unknown, refused))?;
+            return Ok(HttpResponse::from_parts(parts, answer.into()));
         }
         if what != What::List {
             let len = response.headers().get("content-length").filter(|_| what != What::Head);
@@ -223,7 +242,7 @@ impl HttpService for Wire {
         let page = up_to(body, PAGE_LEN_MAX).await?;
         self.counts.received_bytes.fetch_add(page.len() as u64, Ordering::Relaxed);
         check_page(&page).map_err(|broken| HttpError::new(HttpErrorKind::Decode, broken))?;
-        Ok(HttpResponse::from_parts(parts, page.into()))
+        Ok(HttpResponse::from_parts(parts, without_strange(page).into()))
     }
 }
 
@@ -262,13 +281,47 @@ async fn up_to(body: HttpResponseBody, len_max: usize) -> Result<Vec<u8>, HttpEr
 async fn refused(response: HttpResponse) -> HttpError {
     let (parts, body) = response.into_parts();
     let body = up_to(body, REFUSAL_LEN_MAX).await.unwrap_or_default();
-    let text = String::from_utf8_lossy(&body);
-    let of = |name: &str| -> String {
-        let found = element(&text, name).unwrap_or_default();
-        show::name(found.chars().take(MESSAGE_LEN_MAX).collect::<String>().as_bytes())
-    };
-    let refused = Refused { status: parts.status.as_u16(), code: of("Code"), message: of("Message") };
+    let refused = Refused::said(parts.status.as_u16(), &String::from_utf8_lossy(&body));
     HttpError::new(HttpErrorKind::Unknown, refused)
+}
+
+/// Whether an answer to the deletion of many objects, itself a success, refuses none of them.
+///
+/// A refusal is given the status it would have had alone, so that the objects are then deleted one by one.
+fn check_deleted(answer: &[u8]) -> Result<(), Refused> {
+    let text = String::from_utf8_lossy(answer);
+    let Some((_, error)) = text.split_once("<Error>") else { return Ok(()) };
+    let refused = Refused::said(403, error.split("</Error>").next().unwrap_or_default());
+    let status = match refused.code.as_str() {
+        "InternalError" => 500,
+        "SlowDown" | "ServiceUnavailable" => 503,
+        _ => 403,
+    };
+    Err(Refused { status, ..refused })
+}
+
+/// A page without the keys that have an empty component: markers of folders (`shop/`), which other programs leave, and what
+/// is no path. None of them is bk's, and none can be named as a path.
+fn without_strange(page: Vec<u8>) -> Vec<u8> {
+    let text = String::from_utf8_lossy(&page);
+    let is_strange = |object: &str| {
+        element(object, "Key").is_some_and(|key| key.starts_with('/') || key.ends_with('/') || key.contains("//"))
+    };
+    let (mut kept, mut rest) = (String::new(), &*text);
+    while let Some((before, after)) = rest.split_once("<Contents>") {
+        let Some((object, after)) = after.split_once("</Contents>") else { break };
+        if is_strange(object) {
+            kept.push_str(before);
+        } else {
+            kept.push_str(&rest[..rest.len() - after.len()]);
+        }
+        rest = after;
+    }
+    if kept.len() + rest.len() == text.len() {
+        return page;
+    }
+    kept.push_str(rest);
+    kept.into_bytes()
 }
 
 /// The text of the first element of this name; no nesting, no attributes, as in S3's answers.
@@ -300,7 +353,33 @@ fn check_page(page: &[u8]) -> Result<(), Broken> {
 
 #[cfg(test)]
 mod tests {
-    use super::check_page;
+    use super::{check_deleted, check_page, without_strange};
+
+    #[test]
+    fn keys_that_are_no_paths_are_passed_over() {
+        let one = |key: &str| format!("<Contents><Key>{key}</Key><Size>0</Size></Contents>");
+        let page = |keys: &[&str]| {
+            let all: String = keys.iter().map(|key| one(key)).collect();
+            format!("<ListBucketResult><Name>b</Name>{all}<IsTruncated>false</IsTruncated></ListBucketResult>\n")
+        };
+        let mixed = page(&["shop/", "shop/a", "shop/data//x", "shop/log/", "shop/b", "/c", "shop/log/j/"]);
+        assert_eq!(without_strange(mixed.into_bytes()), page(&["shop/a", "shop/b"]).into_bytes());
+        let plain = page(&["shop/a", "shop/data/b"]);
+        assert_eq!(without_strange(plain.clone().into_bytes()), plain.into_bytes());
+    }
+
+    #[test]
+    fn a_refusal_among_deletions_is_told() {
+        let answer = |inner: &str| check_deleted(format!("<DeleteResult>{inner}</DeleteResult>").as_bytes());
+        assert!(answer("<Deleted><Key>a</Key></Deleted>").is_ok() && answer("").is_ok());
+        let status = |code: &str| {
+            let error = format!("<Error><Key>b</Key><Code>{code}</Code><Message>no</Message></Error>");
+            let refused = answer(&format!("<Deleted><Key>a</Key></Deleted>{error}")).unwrap_err();
+            assert_eq!((refused.code.as_str(), refused.message.as_str()), (code, "no"));
+            refused.status
+        };
+        assert_eq!(["AccessDenied", "InternalError", "SlowDown"].map(status), [403, 500, 503]);
+    }
 
     #[test]
     fn a_page_that_contradicts_itself() {

@@ -4,6 +4,7 @@
 //! With `BK_TEST_VOLUME=s3` its volume is reached through an S3 server in this process instead; its objects lie as files
 //! below `volume` all the same. `moto` and `given` (what `BK_TEST_S3_URL` names) are for the tests that never look there.
 
+pub mod between;
 pub mod example;
 pub mod history;
 pub mod inventory;

@@ -46,7 +46,17 @@ pub enum Fault {
     BulkDenied,
     /// A PUT is passed on as if it had no condition: to a store that knows none.
     Unconditional,
+    /// Many objects at once are answered with 200, and each of them with a refusal.
+    EachDenied,
+    /// Listings also hold what other programs leave in a bucket: markers of folders, and a key that is no path.
+    Markers,
+    /// What a PUT brings is taken slowly, [`SLOW_LEN`] bytes every [`SLOW_PAUSE`].
+    Slow,
 }
+
+/// Bytes of a [`Fault::Slow`] PUT that are taken at once.
+const SLOW_LEN: usize = 32 << 10;
+const SLOW_PAUSE: Duration = Duration::from_millis(160);
 
 impl Fault {
     /// Whether it can come to a request.
@@ -55,12 +65,12 @@ impl Fault {
         match self {
             Self::WrongRange => is_get && request.has_range,
             Self::Flip => is_get,
-            Self::FlipSent | Self::Twice | Self::Late | Self::KeptNothing | Self::Unconditional => {
+            Self::FlipSent | Self::Twice | Self::Late | Self::KeptNothing | Self::Unconditional | Self::Slow => {
                 request.method == "PUT"
             }
             Self::LateThenFull => request.method == "PUT" && request.is_of_the_log(),
-            Self::KeysLost | Self::PageCut => request.is_list(),
-            Self::BulkDenied => request.method == "POST",
+            Self::KeysLost | Self::PageCut | Self::Markers => request.is_list(),
+            Self::BulkDenied | Self::EachDenied => request.method == "POST",
             Self::Cut => request.method == "GET",
             _ => true,
         }
@@ -130,6 +140,8 @@ impl Proxy {
     /// Before the server at `endpoint`.
     pub fn before(endpoint: &str) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        // What is taken slowly is not to lie in the kernel meanwhile.
+        rustix::net::sockopt::set_socket_recv_buffer_size(&listener, 32 << 10).unwrap();
         let address = listener.local_addr().unwrap().to_string();
         let upstream = endpoint.strip_prefix("http://").unwrap().to_owned();
         let (state, ends) = (Arc::new(Mutex::new(State::default())), Arc::new(AtomicBool::new(false)));
@@ -192,19 +204,28 @@ impl Drop for Proxy {
     }
 }
 
-/// Head and body of a request.
-fn read_request(client: &mut TcpStream) -> std::io::Result<(String, Vec<u8>)> {
+/// The head of a request.
+fn read_head(client: &mut TcpStream) -> std::io::Result<String> {
     let mut head = Vec::new();
     let mut byte = [0];
     while !head.ends_with(b"\r\n\r\n") {
         client.read_exact(&mut byte)?;
         head.push(byte[0]);
     }
-    let head = String::from_utf8_lossy(&head).into_owned();
-    let len = header(&head, "content-length").and_then(|len| len.parse().ok()).unwrap_or(0);
+    Ok(String::from_utf8_lossy(&head).into_owned())
+}
+
+/// The body of a request.
+fn read_body(client: &mut TcpStream, head: &str, is_slow: bool) -> std::io::Result<Vec<u8>> {
+    let len = header(head, "content-length").and_then(|len| len.parse().ok()).unwrap_or(0);
     let mut body = vec![0; len];
-    client.read_exact(&mut body)?;
-    Ok((head, body))
+    for some in body.chunks_mut(if is_slow { SLOW_LEN } else { len.max(1) }) {
+        client.read_exact(some)?;
+        if is_slow {
+            std::thread::sleep(SLOW_PAUSE);
+        }
+    }
+    Ok(body)
 }
 
 fn header<'a>(head: &'a str, name: &str) -> Option<&'a str> {
@@ -254,9 +275,34 @@ fn whole((head, body): (String, Vec<u8>)) -> (String, Vec<u8>) {
     (with_header(&lines.join("\r\n"), "content-length", &out.len().to_string()), out)
 }
 
+/// A page of a listing with what other programs leave in a bucket.
+fn with_markers(page: &str, target: &str) -> String {
+    let asked = target.split(['?', '&']).find_map(|pair| pair.strip_prefix("prefix=")).unwrap_or_default();
+    let asked = asked.replace("%2F", "/");
+    let volume = asked.split('/').next().unwrap_or_default();
+    let one = |(key, size): &(String, usize)| {
+        format!(
+            "<Contents><Key>{key}</Key><LastModified>2026-01-01T00:00:00.000Z</LastModified>\
+             <ETag>&quot;0123&quot;</ETag><Size>{size}</Size><StorageClass>STANDARD</StorageClass></Contents>"
+        )
+    };
+    let names = ["/", "/log/", "/log/c/", "/data/", "/data/c/", "/runs/", "/leases/"];
+    let markers = names.map(|name| (format!("{volume}{name}"), 0)).into_iter();
+    let all = markers.chain([(format!("{volume}/data//x"), 3), (format!("{volume}/log//c/x"), 3)]);
+    let found: Vec<_> = all.filter(|(key, _)| key.starts_with(&asked)).collect();
+    let (before, rest) = page.split_once("<IsTruncated>").unwrap();
+    let text = format!("{before}{}<IsTruncated>{rest}", found.iter().map(one).collect::<String>());
+    match text.split_once("<KeyCount>").and_then(|(head, rest)| Some((head, rest.split_once("</KeyCount>")?))) {
+        Some((head, (count, rest))) => {
+            format!("{head}<KeyCount>{}</KeyCount>{rest}", count.parse::<usize>().unwrap() + found.len())
+        }
+        None => text,
+    }
+}
+
 fn serve(mut client: TcpStream, upstream: &str, state: &Mutex<State>) -> std::io::Result<()> {
     client.set_nodelay(true)?;
-    let (head, body) = read_request(&mut client)?;
+    let head = read_head(&mut client)?;
     let mut words = head.split(' ');
     let (method, target) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
     let has_range = header(&head, "range").is_some();
@@ -270,6 +316,7 @@ fn serve(mut client: TcpStream, upstream: &str, state: &Mutex<State>) -> std::io
         Some(Fault::LateThenFull) if came > 1 => Some(Fault::Status(507)),
         fault => fault,
     };
+    let body = read_body(&mut client, &head, fault == Some(Fault::Slow))?;
     let fresh = || -> std::io::Result<(String, Vec<u8>)> { Ok(whole(forward(upstream, &head, &body)?)) };
     let half = |client: &mut TcpStream, (head, body): (String, Vec<u8>)| match body.is_empty() {
         true => client.write_all(&head.as_bytes()[..head.len() / 2]),
@@ -326,6 +373,16 @@ fn serve(mut client: TcpStream, upstream: &str, state: &Mutex<State>) -> std::io
             fresh()?;
             fresh()?
         }
+        Some(Fault::EachDenied) => {
+            let text = String::from_utf8_lossy(&body).into_owned();
+            let keys = text.split("<Key>").skip(1).filter_map(|rest| rest.split_once("</Key>")).map(|(key, _)| key);
+            let error = |key| {
+                format!("<Error><Key>{key}</Key><Code>AccessDenied</Code><Message>Access Denied</Message></Error>")
+            };
+            let errors: String = keys.map(error).collect();
+            let xml = format!("<?xml version=\"1.0\"?><DeleteResult>{errors}</DeleteResult>");
+            (format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n", xml.len()), xml.into_bytes())
+        }
         Some(Fault::KeptNothing) => {
             let head = "HTTP/1.1 200 OK\r\nETag: \"0123\"\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
             (head.to_owned(), Vec::new())
@@ -362,6 +419,11 @@ fn serve(mut client: TcpStream, upstream: &str, state: &Mutex<State>) -> std::io
             if let (Some(from), Some(to)) = (text.find("<Contents>"), text.rfind("</Contents>")) {
                 body_back = format!("{}{}", &text[..from], &text[to + "</Contents>".len()..]).into_bytes();
             }
+            head_back = with_header(&head_back, "content-length", &body_back.len().to_string());
+        }
+        Some(Fault::Markers) if is_good => {
+            let text = with_markers(&String::from_utf8_lossy(&body_back), &request.target);
+            body_back = text.into_bytes();
             head_back = with_header(&head_back, "content-length", &body_back.len().to_string());
         }
         Some(Fault::PageCut) if is_good => {

@@ -81,6 +81,7 @@ impl IndexReader {
             Section::Places => Block::Places(decode_places(&plain, rows)?),
             Section::Inodes => Block::Inodes(decode_inodes(&plain, rows)?),
             Section::Chunks => Block::Chunks(decode_chunks(&plain, rows)?),
+            Section::Other(_) => return Err(damaged("a section that is not known")),
         })
     }
 
