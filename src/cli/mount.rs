@@ -143,7 +143,7 @@ fn enter_background() -> Result<()> {
 
 pub fn umount(context: &Context<'_>, args: &UmountArgs) -> Result<Ended> {
     match &args.after {
-        Some(device) => mount::unmount_after(std::io::stdin().lock(), device, &args.mount_point)?,
+        Some(own) => mount::unmount_after(std::io::stdin().lock(), &own.parse()?)?,
         None => {
             mount::unmount(&args.mount_point, args.lazy)?;
             context.out.say(&format!("unmounted {}", args.mount_point.display()));

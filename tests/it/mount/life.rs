@@ -232,6 +232,64 @@ fn in_the_background_it_tells_when_it_is_there() {
     assert!(!is_mounted(&at));
 }
 
+fn stop(pid: u32) {
+    kill_process(Pid::from_raw(pid as i32).unwrap(), Signal::STOP).unwrap();
+}
+
+/// It may have gone already.
+fn go_on(pid: u32) {
+    let _ = kill_process(Pid::from_raw(pid as i32).unwrap(), Signal::CONT);
+}
+
+/// Whether a process has ended; whoever has to may not have asked for its code yet.
+fn is_over(pid: u32) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rsplit(')').next().unwrap().trim_start().chars().next().is_none_or(|state| "ZX".contains(state))
+}
+
+#[test]
+fn a_mount_made_right_after_another_stays() {
+    if !can_mount("a_mount_made_right_after_another_stays") {
+        return;
+    }
+    let world = world();
+    for round in 0..15 {
+        let mut first = Mount::new(&world, "mnt", "tree/1");
+        let mut bk = first.bk.take().unwrap();
+        let watchers = children(first.pid);
+        // Every other time the watcher comes late, as on a busy machine.
+        let is_late = round / 5 != 1;
+        if is_late {
+            watchers.iter().for_each(|pid| stop(*pid));
+        }
+        match round % 5 {
+            0 => drop(world.bk("umount").arg(&first.at).run().ok()),
+            1 => rustix::mount::unmount(&first.at, UnmountFlags::empty()).unwrap(),
+            2 => bk.signal(Signal::TERM),
+            3 => {
+                kill(first.pid);
+                bk.child.wait().unwrap();
+                rustix::mount::unmount(&first.at, UnmountFlags::DETACH).unwrap();
+            }
+            // What is left is taken away by the next one.
+            _ => {
+                kill(first.pid);
+                bk.child.wait().unwrap();
+            }
+        }
+        if round % 5 < 4 {
+            wait_for("the first to go", || !is_mounted(&first.at));
+        }
+        let second = Mount::new(&world, "mnt", "tree/1");
+        watchers.iter().for_each(|pid| go_on(*pid));
+        wait_for("the first watcher to end", || watchers.iter().all(|pid| is_over(*pid)));
+        bk.finish();
+        assert!(is_mounted(&second.at), "round {round}: the second one was unmounted, too");
+        assert!(fs::read(second.path("d1/f1")).unwrap() == fs::read(world.src.join("d1/f1")).unwrap());
+        second.end().ok();
+    }
+}
+
 fn shown(mount: &Mount, job: &str) -> Vec<String> {
     sorted(&mount.path(job)).iter().map(|p| crate::support::name_of(p)).collect()
 }
