@@ -10,10 +10,7 @@ use std::{
     mem::MaybeUninit,
     os::{
         fd::{AsFd, AsRawFd, OwnedFd},
-        unix::{
-            ffi::{OsStrExt, OsStringExt},
-            fs::MetadataExt,
-        },
+        unix::ffi::{OsStrExt, OsStringExt},
     },
     path::{Path, PathBuf},
     process::{Command, Stdio},
@@ -361,12 +358,10 @@ pub fn abort(mount: &Identity) -> Result<()> {
     unmount(&path, true)
 }
 
-/// Has the kernel read ahead so much in files of the mount on `path`, as far as it lets us.
-pub fn set_read_ahead(path: &Path, kib: u64) {
-    let Ok(meta) = std::fs::metadata(path) else { return };
-    let (major, minor) = (rustix::fs::major(meta.dev()), rustix::fs::minor(meta.dev()));
+/// Has the kernel read ahead so much in files of a mount, as far as it lets us.
+pub fn set_read_ahead(mount: &Identity, kib: u64) {
     // Only root may; without it reading is right, and slower.
-    let _ = std::fs::write(format!("/sys/class/bdi/{major}:{minor}/read_ahead_kb"), kib.to_string());
+    let _ = std::fs::write(format!("/sys/class/bdi/{}/read_ahead_kb", mount.device), kib.to_string());
 }
 
 #[cfg(test)]

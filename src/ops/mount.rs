@@ -115,10 +115,10 @@ pub fn run(
     let loops = std::thread::available_parallelism().map_or(2, usize::from).clamp(2, 8);
     let served = fuse::serve(Arc::clone(&core), device, loops);
     let done = served.and_then(|served| {
-        attach::set_read_ahead(&path, if request.is_remote { 16 << 10 } else { 1 << 10 });
+        attach::set_read_ahead(&own, if request.is_remote { 16 << 10 } else { 1 << 10 });
         notify(&format!("READY=1\nSTATUS=mounted on {}\n", path.display()));
         ready(&path)?;
-        serve(&served, &path, &own, &**monitor)
+        serve(&served, &own, &**monitor)
     });
     if done.is_err() {
         let _ = attach::unmount_own(&own);
@@ -127,13 +127,14 @@ pub fn run(
     done.map(|()| Outcome { mount_point: path, requests: core.counts() })
 }
 
-fn serve(served: &Served, path: &Path, own: &Identity, monitor: &dyn Monitor) -> Result<()> {
+fn serve(served: &Served, own: &Identity, monitor: &dyn Monitor) -> Result<()> {
     while !served.is_over() {
         if monitor.interrupted().is_some() {
             notify("STOPPING=1\n");
-            attach::unmount(path, true)?;
+            // What others have mounted in its place, or over it, is theirs.
+            let is_gone = attach::unmount_own(own)?;
             let end = Instant::now() + LEAVE;
-            while !served.is_over() && Instant::now() < end {
+            while is_gone && !served.is_over() && Instant::now() < end {
                 std::thread::sleep(TICK);
             }
             return Ok(());

@@ -3,7 +3,7 @@
 use std::fs::{self, File};
 use std::io::Read;
 use std::os::unix::net::UnixDatagram;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
@@ -287,6 +287,88 @@ fn a_mount_made_right_after_another_stays() {
         assert!(is_mounted(&second.at), "round {round}: the second one was unmounted, too");
         assert!(fs::read(second.path("d1/f1")).unwrap() == fs::read(world.src.join("d1/f1")).unwrap());
         second.end().ok();
+    }
+}
+
+/// A file system that is not bk's, unmounted in the end.
+struct Stranger<'a>(&'a Path);
+
+impl<'a> Stranger<'a> {
+    fn on(at: &'a Path) -> Self {
+        rustix::mount::mount("none", at, "tmpfs", MountFlags::empty(), None).unwrap();
+        Self(at)
+    }
+
+    fn is_there(&self) -> bool {
+        let text = fs::read_to_string("/proc/self/mountinfo").unwrap();
+        text.lines().any(|line| line.split(' ').nth(4) == self.0.to_str() && line.contains(" - tmpfs "))
+    }
+}
+
+impl Drop for Stranger<'_> {
+    fn drop(&mut self) {
+        if self.is_there() {
+            let _ = rustix::mount::unmount(self.0, UnmountFlags::DETACH);
+        }
+    }
+}
+
+#[test]
+fn what_others_mounted_there_stays() {
+    if !can_mount("what_others_mounted_there_stays") {
+        return;
+    }
+    let world = world();
+    // It was taken out of sight, and is still in use.
+    let mut mount = Mount::new(&world, "mnt", "tree/1");
+    let at = mount.at.clone();
+    let open = File::open(mount.path("d1/f1")).unwrap();
+    world.bk("umount --lazy").arg(&at).run().ok();
+    {
+        let stranger = Stranger::on(&at);
+        let bk = mount.bk.take().unwrap();
+        bk.signal(Signal::TERM);
+        bk.finish().ok();
+        assert!(stranger.is_there(), "bk unmounted another's file system");
+    }
+    drop(open);
+    assert!(!is_mounted(&at));
+    // It is covered.
+    for signal in [Signal::TERM, Signal::KILL] {
+        let mut mount = Mount::new(&world, "mnt", "tree/1");
+        {
+            let stranger = Stranger::on(&at);
+            let watchers = children(mount.pid);
+            let bk = mount.bk.take().unwrap();
+            bk.signal(signal);
+            assert_eq!(bk.finish().code(), if signal == Signal::TERM { 0 } else { 128 + 9 });
+            wait_for("the watcher to end", || watchers.iter().all(|pid| is_over(*pid)));
+            assert!(stranger.is_there(), "bk unmounted another's file system");
+        }
+        // What is left below it is dead, and the next one takes it away.
+        let again = Mount::new(&world, "mnt", "tree/1");
+        assert!(again.said.contains("left dead"), "{}", again.said);
+        again.end().ok();
+    }
+}
+
+#[test]
+fn it_is_found_where_its_directory_has_gone() {
+    if !can_mount("it_is_found_where_its_directory_has_gone") {
+        return;
+    }
+    let world = world();
+    for signal in [Signal::TERM, Signal::KILL] {
+        fs::create_dir_all(world.path("here")).unwrap();
+        let mut mount = Mount::new(&world, "here/mnt", "tree/1");
+        fs::rename(world.path("here"), world.path("there")).unwrap();
+        let at = world.path("there/mnt");
+        assert!(is_mounted(&at));
+        let bk = mount.bk.take().unwrap();
+        bk.signal(signal);
+        bk.finish();
+        wait_for("the mount to go", || !is_mounted(&at));
+        fs::rename(world.path("there"), world.path("here")).unwrap();
     }
 }
 
