@@ -7,7 +7,7 @@ use rustix::io::Errno;
 
 use super::{
     Answer, Failure, Limits,
-    attr::Attr,
+    attr::{Attr, Keep},
     content::{Content, Piece, Stored},
     counts::{Counts, add},
     frames::Frames,
@@ -78,7 +78,7 @@ pub struct Space {
 pub(super) fn latest_attr(newest: &Snap) -> Answer<Attr> {
     let node = number(Place::Latest(newest.slot))?;
     let attr = Attr::made(node, EntryKind::Symlink, 0o777, newest.name.len() as u64, newest.taken_at());
-    Ok(Attr { is_fixed: false, ..attr })
+    Ok(Attr { keep: Keep::Shortly, ..attr })
 }
 
 impl Core {
@@ -153,7 +153,7 @@ impl Core {
         match place {
             Place::Top => {
                 let attr = Attr::made(Node::TOP, EntryKind::Dir, 0o555, 0, self.top.changed_at()?);
-                Ok(Attr { is_fixed: false, ..attr })
+                Ok(Attr { keep: Keep::Shortly, ..attr })
             }
             Place::Job(job) => self.job_attr(&self.top.job(job)?),
             Place::Root(slot) => self.root_attr(&*self.top.snap(slot)?),
@@ -169,7 +169,7 @@ impl Core {
 
     pub(super) fn job_attr(&self, job: &Job) -> Answer<Attr> {
         let attr = Attr::made(number(Place::Job(job.number))?, EntryKind::Dir, 0o555, 0, job.changed_at);
-        Ok(Attr { is_fixed: false, ..attr })
+        Ok(Attr { keep: Keep::Shortly, ..attr })
     }
 
     pub(super) fn root_attr(&self, snap: &Snap) -> Answer<Attr> {
@@ -180,7 +180,7 @@ impl Core {
         // The snapshot never changes, but it may go.
         let attr = match self.top.one() {
             Some(_) => Attr { node: Node::TOP, ..attr },
-            None => Attr { is_fixed: false, ..attr },
+            None => Attr { keep: Keep::Shortly, ..attr },
         };
         snap.know_root(attr);
         Ok(attr)

@@ -79,13 +79,10 @@ impl Core {
         }
         let rest: Vec<&Arc<Snap>> = job.snaps.range(from.saturating_sub(FIRST_ROW)..).map(|(_, snap)| snap).collect();
         for snap in rest {
-            // One that is damaged is shown all the same, and says so when it is entered.
-            let attr = match self.root_attr(snap) {
-                Err(super::Failure::Fault(e)) if crate::engine::read::patience::may_wait().is_ok() => {
-                    self.monitor.warn(&e.to_string());
-                    Attr::made(number(Place::Root(snap.slot))?, EntryKind::Dir, 0o555, 0, snap.taken_at())
-                }
-                attr => attr?,
+            // Names alone open nothing, so one that is damaged is shown, too, and says so when it is looked at.
+            let attr = match snap.known_root() {
+                Some(attr) => attr,
+                None => Attr::unknown(number(Place::Root(snap.slot))?, EntryKind::Dir, snap.taken_at()),
             };
             if put(snap.name.as_bytes(), &attr, snap.snapshot.seq + FIRST_ROW + 1) {
                 break;
