@@ -8,13 +8,17 @@ use std::sync::Arc;
 use rustix::io::Errno;
 
 use super::{
-    Answer,
+    Answer, Failure,
     attr::Attr,
     core::Core,
+    counts::add,
     node::{Node, Place},
     snap::{Opened, Snap, number},
 };
-use crate::model::{entry::EntryKind, path};
+use crate::{
+    engine::read::{index::Numbered, patience::may_wait},
+    model::{entry::EntryKind, path},
+};
 
 /// The places after `.`, `..` and the directory of streams or `latest`; rows and numbers follow.
 const AFTER_DOT: u64 = 1;
@@ -129,13 +133,25 @@ impl Core {
                     continue;
                 }
                 let bits = (row.run as u64) << RUN_SHIFT | row.number | if wants_dirs { AMONG_DIRS } else { 0 };
-                let own = row.clone();
-                if put(path::split(&own.path).1, &opened.attr_of(row)?, FIRST_ROW + bits) {
+                if put(path::split(&row.path).1, &self.listed_attr(opened, &row)?, FIRST_ROW + bits) {
                     return Ok(());
                 }
             }
         }
         Ok(())
+    }
+
+    /// The attributes of a row in a list. A further name whose file cannot be found has none, and hides no other name: who looks at
+    /// it gets the error.
+    fn listed_attr(&self, opened: &Opened, row: &Numbered) -> Answer<Attr> {
+        match opened.attr_of(row.clone()) {
+            Err(Failure::Fault(e)) if may_wait().is_ok() => {
+                add(&self.counts.faults);
+                self.monitor.warn(&e.to_string());
+                Ok(Attr::unknown(opened.node_of(row)?, EntryKind::File, opened.taken_at))
+            }
+            attr => attr,
+        }
     }
 }
 

@@ -163,3 +163,61 @@ fn what_could_not_be_read_then_cannot_be_read_now() {
     assert_eq!(fs::read(mount.path("open")).unwrap(), b"open");
     assert_eq!(fs::read(mount.path("locked")).unwrap_err().raw_os_error(), Some(5));
 }
+
+/// Runs bk on the source without the right to pass over modes, as a user has it.
+fn without_rights(world: &World, words: &str) -> crate::support::Ran {
+    let under = ["setpriv", "--bounding-set=-dac_override,-dac_read_search", "--inh-caps=-all"];
+    let under: Vec<&std::ffi::OsStr> = under.iter().map(std::ffi::OsStr::new).collect();
+    world.bk_under(&under, words).arg("-C").arg(&world.src).arg(".").run()
+}
+
+/// What a directory lists, sorted, and the error it ends with.
+fn names(dir: &Path) -> (Vec<String>, Option<i32>) {
+    let (mut names, mut error) = (Vec::new(), None);
+    for entry in fs::read_dir(dir).unwrap() {
+        match entry {
+            Ok(entry) => names.push(entry.file_name().into_string().unwrap()),
+            Err(e) => error = e.raw_os_error(),
+        }
+    }
+    names.sort();
+    (names, error)
+}
+
+#[test]
+fn a_hard_link_that_leads_nowhere_hides_no_other_name() {
+    let me = "a_hard_link_that_leads_nowhere_hides_no_other_name";
+    if !can_mount(me) || !crate::support::tools::need(me, &["setpriv"]) {
+        return;
+    }
+    let world = World::new("mount");
+    let at = |name: &str| world.src.join(name);
+    fs::create_dir(at("sub")).unwrap();
+    for name in ["a", "sub/b0", "sub/b2"] {
+        fs::write(at(name), name).unwrap();
+    }
+    fs::create_dir(at("sub/dir")).unwrap();
+    fs::hard_link(at("a"), at("sub/b1")).unwrap();
+    world.bk("snapshot --job tree").arg("-C").arg(&world.src).arg(".").run().ok();
+    // What `sub/b1` is cannot be seen any more, and `a` is another file now.
+    fs::remove_file(at("a")).unwrap();
+    fs::write(at("a"), "another").unwrap();
+    fs::hard_link(at("a"), at("c")).unwrap();
+    crate::support::tree::chmod(&at("sub"), 0o644);
+    let ran = without_rights(&world, "snapshot --job tree --level 1");
+    if ran.code() != crate::support::exit::INCOMPLETE {
+        crate::support::tools::skip(me, "this process can read everything");
+        return;
+    }
+    let mount = Mount::new(&world, "mnt", "tree/2");
+    let sub = mount.path("sub");
+    assert_eq!(names(&sub), (["b0", "b1", "b2", "dir"].map(str::to_owned).to_vec(), None));
+    assert_eq!(sub.join("b1").metadata().unwrap_err().raw_os_error(), Some(5));
+    assert_eq!(fs::read(sub.join("b1")).unwrap_err().raw_os_error(), Some(5));
+    for name in ["b0", "b2"] {
+        assert_eq!(fs::read(sub.join(name)).unwrap(), format!("sub/{name}").into_bytes());
+    }
+    assert_eq!(fs::read(mount.path("c")).unwrap(), b"another");
+    let ran = mount.end().ok();
+    assert_eq!(ran.said().matches("sub/b1").count(), 1, "{}", ran.show());
+}
