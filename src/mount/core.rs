@@ -26,7 +26,7 @@ use crate::{
     },
     error::{Error, Result},
     model::{
-        entry::{EntryKind, Xattr},
+        entry::{EntryKind, Status, Xattr},
         path,
     },
     monitor::Monitor,
@@ -247,7 +247,8 @@ impl Core {
                     return opened.streams_attr().map(Some);
                 }
                 let row = opened.chain.numbered_at(name, 0)?.filter(|_| !name.is_empty());
-                row.map(|row| opened.attr_of(row)).transpose()
+                let status = opened.root.as_ref().map_or(Status::default(), |root| root.status);
+                found(&opened, row, status)
             }
             Place::Streams(slot) => stream_named(&*self.top.opened(slot)?, name),
             Place::Row { slot, run, row } => {
@@ -257,7 +258,7 @@ impl Core {
                 }
                 let oldest = self.oldest_in(parent, &opened, &dir.path)?;
                 let row = opened.chain.numbered_at(&path::join(&dir.path, name), oldest)?;
-                row.map(|row| opened.attr_of(row)).transpose()
+                found(&opened, row, dir.status)
             }
             Place::Stream(..) | Place::Latest(_) => Err(Errno::NOTDIR.into()),
         }
@@ -442,6 +443,14 @@ impl Core {
 
 fn text<T: std::str::FromStr>(name: &[u8]) -> Option<T> {
     std::str::from_utf8(name).ok()?.parse().ok()
+}
+
+/// What is told of a name in a directory that was saved so well: one that could not be read may have had others.
+fn found(opened: &Opened, row: Option<Numbered>, dir: Status) -> Answer<Option<Attr>> {
+    match row {
+        None if dir.has(Status::UNREADABLE) => Err(Errno::IO.into()),
+        row => row.map(|row| opened.attr_of(row)).transpose(),
+    }
 }
 
 fn stream_named(opened: &Opened, name: &[u8]) -> Answer<Option<Attr>> {

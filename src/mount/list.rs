@@ -17,7 +17,10 @@ use super::{
 };
 use crate::{
     engine::read::{index::Numbered, patience::may_wait},
-    model::{entry::EntryKind, path},
+    model::{
+        entry::{EntryKind, Status},
+        path,
+    },
 };
 
 /// The places after `.`, `..` and the directory of streams or `latest`; rows and numbers follow.
@@ -56,7 +59,7 @@ impl Core {
                 if row.kind != EntryKind::Dir {
                     return Err(Errno::NOTDIR.into());
                 }
-                self.list_dir(node, &opened, &row.path, from, put)
+                self.list_dir(node, &opened, (&row.path, row.status), from, put)
             }
             Place::Stream(..) | Place::Latest(_) => Err(Errno::NOTDIR.into()),
         }
@@ -106,11 +109,19 @@ impl Core {
             return Ok(());
         }
         let node = number(Place::Root(opened.slot))?;
-        self.list_dir(node, opened, b"", from, put)
+        let status = opened.root.as_ref().map_or(Status::default(), |root| root.status);
+        self.list_dir(node, opened, (b"", status), from, put)
     }
 
     /// Files first, then directories: so whoever goes down depth first reads in the order in which content is stored.
-    fn list_dir(&self, node: Node, opened: &Arc<Opened>, dir: &[u8], from: u64, put: Put<'_>) -> Answer<()> {
+    fn list_dir(
+        &self,
+        node: Node,
+        opened: &Arc<Opened>,
+        (dir, status): (&[u8], Status),
+        from: u64,
+        put: Put<'_>,
+    ) -> Answer<()> {
         let place = from.checked_sub(FIRST_ROW);
         let mut after = match place {
             None => None,
@@ -138,7 +149,8 @@ impl Core {
                 }
             }
         }
-        Ok(())
+        // Nobody knows what else was in one that could not be read.
+        if status.has(Status::UNREADABLE) { Err(Errno::IO.into()) } else { Ok(()) }
     }
 
     /// The attributes of a row in a list. A further name whose file cannot be found has none, and hides no other name: who looks at
