@@ -15,6 +15,7 @@ use std::{
     path::{Path, PathBuf},
     process::{Command, Stdio},
     str::FromStr,
+    time::Duration,
 };
 
 use rustix::{
@@ -28,6 +29,9 @@ use crate::error::{Error, Result};
 
 /// What mounts of bk are called in `/proc/self/mountinfo`.
 pub const FS_TYPE: &str = "fuse.bk";
+
+/// A bk that serves tells at once how much space there is; this long it is waited for.
+const ANSWER: Duration = Duration::from_secs(10);
 
 /// How it is mounted.
 #[derive(Clone, Copy, Debug, Default)]
@@ -154,8 +158,10 @@ pub fn absolute(path: &Path) -> Result<PathBuf> {
     match (whole.parent(), whole.file_name()) {
         (Some(parent), Some(name)) => {
             let parent = parent.canonicalize().map_err(failed)?;
-            let is_link = parent.join(name).symlink_metadata().is_ok_and(|meta| meta.is_symlink());
-            if is_link { whole.canonicalize().map_err(failed) } else { Ok(parent.join(name)) }
+            let path = parent.join(name);
+            // A mount point is no link, and whoever serves it may not answer.
+            let is_link = mounted_at(&path)?.is_none() && path.symlink_metadata().is_ok_and(|meta| meta.is_symlink());
+            if is_link { whole.canonicalize().map_err(failed) } else { Ok(path) }
         }
         _ => whole.canonicalize().map_err(failed),
     }
@@ -164,7 +170,15 @@ pub fn absolute(path: &Path) -> Result<PathBuf> {
 /// Whether nobody serves what is mounted here. Of ours the space is asked for: the kernel has all else in memory for a day.
 fn is_dead(path: &Path) -> Result<bool> {
     let answer = match mounted_at(path)? {
-        Some(entry) if entry.kind == FS_TYPE => rustix::fs::statfs(path).map(drop),
+        Some(entry) if entry.kind == FS_TYPE => {
+            let (tell, told) = std::sync::mpsc::channel();
+            let asked = path.to_owned();
+            std::thread::spawn(move || tell.send(rustix::fs::statfs(&asked).map(drop)));
+            told.recv_timeout(ANSWER).map_err(|_| {
+                Error::usage(format!("what is mounted on {} does not answer", path.display()))
+                    .with_hint(format!("`bk umount --lazy {}` takes it away", path.display()))
+            })?
+        }
         _ => rustix::fs::stat(path).map(drop),
     };
     Ok(matches!(answer, Err(Errno::NOTCONN | Errno::CONNABORTED)))

@@ -1,11 +1,13 @@
 //! How a mount begins and ends: signals, `bk umount`, the background, a bk that was killed, snapshots that come and go.
 
 use std::fs::{self, File};
-use std::io::Read;
+use std::io::{BufRead, BufReader, Read};
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc;
+use std::time::Duration;
 
 use rustix::mount::{MountFlags, UnmountFlags};
 use rustix::process::{Pid, Signal, kill_process};
@@ -369,6 +371,41 @@ fn it_is_found_where_its_directory_has_gone() {
         bk.finish();
         wait_for("the mount to go", || !is_mounted(&at));
         fs::rename(world.path("there"), world.path("here")).unwrap();
+    }
+}
+
+#[test]
+fn one_that_does_not_answer_can_be_unmounted() {
+    if !can_mount("one_that_does_not_answer_can_be_unmounted") {
+        return;
+    }
+    let world = world();
+    for (words, mounts_again) in [("umount --lazy", true), ("umount", false)] {
+        let mut mount = Mount::new(&world, "mnt", "");
+        stop(mount.pid);
+        // It says so, and may not be able to go before the other one is served or gone.
+        let again = mounts_again.then(|| {
+            let mut bk = world.bk("mount").arg(&mount.at).spawn();
+            let lines = BufReader::new(bk.child.stderr.take().unwrap()).lines().map(Result::unwrap);
+            let (tell, told) = mpsc::channel();
+            std::thread::spawn(move || lines.for_each(|line| drop(tell.send(line))));
+            let line = || told.recv_timeout(Duration::from_secs(120)).unwrap_or_default();
+            (bk, [line(), line()].concat())
+        });
+        let mut bk = world.bk(words).arg(&mount.at).spawn();
+        let is_over = (0..6000).any(|_| {
+            std::thread::sleep(Duration::from_millis(20));
+            bk.child.try_wait().unwrap().is_some()
+        });
+        go_on(mount.pid);
+        assert!(is_over, "`bk {words}` waits for a bk that does not answer");
+        bk.finish().ok();
+        assert!(!is_mounted(&mount.at));
+        mount.bk.take().unwrap().finish().ok();
+        if let Some((bk, said)) = again {
+            assert!(said.contains("does not answer") && said.contains("bk umount --lazy"), "{said}");
+            bk.finish().code_is(&[exit::USAGE]);
+        }
     }
 }
 
