@@ -409,6 +409,41 @@ fn one_that_does_not_answer_can_be_unmounted() {
     }
 }
 
+#[test]
+fn in_the_background_it_tells_what_is_wrong_as_json() {
+    if !can_mount("in_the_background_it_tells_what_is_wrong_as_json") {
+        return;
+    }
+    let world = world();
+    let mut mount = Mount::new(&world, "mnt", "tree/1");
+    let at = mount.at.clone();
+    children(mount.pid).into_iter().for_each(kill);
+    kill(mount.pid);
+    mount.bk.take().unwrap().finish();
+    // A warning is no reason not to begin.
+    let ran = world.bk("mount --json --daemon tree/1").arg(&at).run().ok();
+    let warning: serde_json::Value = serde_json::from_str(ran.text().lines().next().unwrap()).unwrap();
+    assert!(warning["type"] == "warning" && warning.to_string().contains("left dead"), "{}", ran.show());
+    assert!(is_mounted(&at) && at.join("d1/f1").exists());
+    world.bk("umount").arg(&at).run().ok();
+    // The error and the exit code are those of the one in the background, and told once.
+    for (volume, words, code) in
+        [(world.path("no-such").into_os_string(), "tree/1", exit::VOLUME), (world.named(), "tree/9", exit::USAGE)]
+    {
+        for json in ["--json", ""] {
+            let bk = world.bk("mount --daemon").words(json).words(words).env("BK_VOLUME", &volume);
+            let ran = bk.arg(&at).run().code_is(&[code]);
+            assert_eq!(ran.said().matches("bk: error: ").count(), 1, "{}", ran.show());
+            if !json.is_empty() {
+                let lines = ran.json();
+                assert_eq!(lines.len(), 1, "{}", ran.show());
+                assert!(lines[0]["type"] == "error" && lines[0]["exit"] == code, "{}", ran.show());
+            }
+        }
+    }
+    assert!(!is_mounted(&at));
+}
+
 fn shown(mount: &Mount, job: &str) -> Vec<String> {
     sorted(&mount.path(job)).iter().map(|p| crate::support::name_of(p)).collect()
 }
