@@ -8,7 +8,7 @@ use rustix::io::Errno;
 use super::{
     Answer, Failure, Limits,
     attr::{Attr, Keep},
-    content::{Content, Piece, Stored},
+    content::{Content, Piece, Reading, Stored},
     counts::{Counts, add},
     frames::Frames,
     gather::{Data, Gathering, joined},
@@ -118,6 +118,11 @@ impl Core {
         self.counts.seen()
     }
 
+    /// Chains that are open.
+    pub fn open_chains(&self) -> usize {
+        self.top.open_chains()
+    }
+
     /// What a number names; the root is the root of the only snapshot, when there is only one.
     pub(super) fn place(&self, node: Node) -> Answer<Place> {
         match (node.place().ok_or(Errno::STALE)?, self.top.one()) {
@@ -138,7 +143,9 @@ impl Core {
             Place::Row { slot, run, row } => self.row(slot, run, row).map(Some),
             Place::Root(slot) => {
                 let opened = self.top.opened(slot)?;
-                Ok(opened.root.clone().map(|row| (opened, row)))
+                let Some(root) = &opened.root else { return Ok(None) };
+                let row = opened.chain.numbered(root.run, root.row)?.ok_or(Errno::STALE)?;
+                Ok(Some((opened, row)))
             }
             _ => Ok(None),
         }
@@ -247,8 +254,7 @@ impl Core {
                     return opened.streams_attr().map(Some);
                 }
                 let row = opened.chain.numbered_at(name, 0)?.filter(|_| !name.is_empty());
-                let status = opened.root.as_ref().map_or(Status::default(), |root| root.status);
-                found(&opened, row, status)
+                found(&opened, row, opened.root_status())
             }
             Place::Streams(slot) => stream_named(&*self.top.opened(slot)?, name),
             Place::Row { slot, run, row } => {
@@ -292,31 +298,36 @@ impl Core {
         })
     }
 
-    fn content(&self, node: Node) -> Answer<Arc<Content>> {
-        if let Some(content) = self.contents.get(&node) {
-            return Ok(content);
+    fn content(&self, node: Node) -> Answer<Reading> {
+        if let Some(content) = self.contents.get(&node)
+            && let Some(opened) = content.opened()
+        {
+            return Ok(Reading { content, opened });
         }
-        let content = match self.place(node)? {
+        let (content, opened) = match self.place(node)? {
             Place::Row { slot, run, row } => {
                 let (opened, row) = self.row(slot, run, row)?;
                 match row.kind {
-                    EntryKind::File => Content::of_row(opened, &row)?,
+                    EntryKind::File => (Content::of_row(&opened, &row)?, opened),
                     EntryKind::Dir => return Err(Errno::ISDIR.into()),
                     _ => return Err(Errno::INVAL.into()),
                 }
             }
-            Place::Stream(slot, stream) => Content::of_stream(self.top.opened(slot)?, stream)?,
+            Place::Stream(slot, stream) => {
+                let opened = self.top.opened(slot)?;
+                (Content::of_stream(&opened, stream)?, opened)
+            }
             Place::Latest(_) => return Err(Errno::INVAL.into()),
             _ => return Err(Errno::ISDIR.into()),
         };
         let content = Arc::new(content);
         self.contents.insert(node, Arc::clone(&content));
-        Ok(content)
+        Ok(Reading { content, opened })
     }
 
     /// The next data or hole of a file.
     pub fn seek(&self, node: Node, offset: u64, to_data: bool) -> Answer<u64> {
-        self.content(node)?.seek(offset, to_data)
+        self.content(node)?.content.seek(offset, to_data)
     }
 
     /// Reads of a file, and gives `reply` what was read: at once when it is in memory, else from another thread.
@@ -329,16 +340,16 @@ impl Core {
     ) {
         let planned = without_waiting(|| self.plan(node, offset, len));
         match planned {
-            Some(Ok((content, pieces))) => {
+            Some(Ok((reading, pieces))) => {
                 match self.at_hand(&pieces) {
                     Some(data) => {
                         reply(Ok(data));
-                        self.look_ahead(node, &content, &pieces, offset, len);
+                        self.look_ahead(node, &reading, &pieces, (offset, len));
                     }
-                    None => self.gather(node, &content, pieces, (offset, len), self.promise(reply)),
+                    None => self.gather(node, &reading, pieces, (offset, len), self.promise(reply)),
                 }
                 if offset == 0 {
-                    self.give.note(node, content.size);
+                    self.give.note(node, reading.content.size);
                 }
             }
             Some(Err(e)) => reply(Err(e)),
@@ -351,7 +362,7 @@ impl Core {
                     let planned =
                         std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| core.plan(node, offset, len)));
                     match planned.unwrap_or(Err(Errno::IO.into())) {
-                        Ok((content, pieces)) => core.gather(node, &content, pieces, (offset, len), promise),
+                        Ok((reading, pieces)) => core.gather(node, &reading, pieces, (offset, len), promise),
                         Err(e) => promise.keep(Err(e)),
                     }
                 });
@@ -376,10 +387,10 @@ impl Core {
         promise
     }
 
-    fn plan(&self, node: Node, offset: u64, len: u64) -> Answer<(Arc<Content>, Vec<Piece>)> {
-        let content = self.content(node)?;
-        let pieces = content.pieces(offset, len)?;
-        Ok((content, pieces))
+    fn plan(&self, node: Node, offset: u64, len: u64) -> Answer<(Reading, Vec<Piece>)> {
+        let reading = self.content(node)?;
+        let pieces = reading.content.pieces(&reading.opened, offset, len)?;
+        Ok((reading, pieces))
     }
 
     /// The bytes, when all of their frames are in memory.
@@ -398,9 +409,9 @@ impl Core {
         plains.map(|plains| joined(pieces, &plains))
     }
 
-    fn look_ahead(&self, node: Node, content: &Content, pieces: &[Piece], offset: u64, len: u64) {
+    fn look_ahead(&self, node: Node, reading: &Reading, pieces: &[Piece], range: (u64, u64)) {
         let frames = without_waiting(|| {
-            let mut frames = self.ahead.read(node, content, offset, len);
+            let mut frames = self.ahead.read(node, reading, range);
             for piece in pieces {
                 if let Piece::Data { stored, .. } = piece {
                     frames.extend(self.ahead.touch(stored));
@@ -416,9 +427,9 @@ impl Core {
     fn gather(
         &self,
         node: Node,
-        content: &Content,
+        reading: &Reading,
         pieces: Vec<Piece>,
-        (offset, len): (u64, u64),
+        range: (u64, u64),
         promise: Arc<Promise<Data>>,
     ) {
         let wanted: Vec<_> = pieces
@@ -437,7 +448,7 @@ impl Core {
             let gathering = Arc::clone(&gathering);
             self.frames.want(&stored, Box::new(move |plain| gathering.take(n, plain)));
         }
-        self.look_ahead(node, content, gathering.pieces(), offset, len);
+        self.look_ahead(node, reading, gathering.pieces(), range);
     }
 }
 

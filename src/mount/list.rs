@@ -109,8 +109,7 @@ impl Core {
             return Ok(());
         }
         let node = number(Place::Root(opened.slot))?;
-        let status = opened.root.as_ref().map_or(Status::default(), |root| root.status);
-        self.list_dir(node, opened, (b"", status), from, put)
+        self.list_dir(node, opened, (b"", opened.root_status()), from, put)
     }
 
     /// Files first, then directories: so whoever goes down depth first reads in the order in which content is stored.
