@@ -24,6 +24,8 @@ use crate::{
 
 /// Set for the process that serves in the background: its standard output is a pipe that waits for one line.
 const IS_DAEMON: &str = "BK_MOUNT_DAEMON";
+/// That line. What comes before it, warnings and an error as JSON, is for the user.
+const MOUNTED: &str = "mounted";
 /// The same line is not told again while it is one of the last so many.
 const TOLD_MAX: usize = 64;
 
@@ -75,7 +77,7 @@ fn to_syslog(text: &str) {
 pub fn mount(context: &Context<'_>, args: &MountArgs) -> Result<Ended> {
     let is_daemon = std::env::var_os(IS_DAEMON).is_some();
     if args.daemon && !is_daemon {
-        return start_daemon();
+        return start_daemon(context);
     }
     let snapshot = args.snapshot.as_deref().map(str::parse::<SnapshotName>).transpose()?;
     let target = context.target(snapshot.as_ref().map(|snapshot| Named::Job(&snapshot.job)))?;
@@ -108,22 +110,23 @@ pub fn mount(context: &Context<'_>, args: &MountArgs) -> Result<Ended> {
     Ok(Ended::Done)
 }
 
-/// Runs bk again with the same arguments, and returns when that one has mounted.
-fn start_daemon() -> Result<Ended> {
+/// Runs bk again with the same arguments, and returns when that one has mounted, or has ended and said why.
+fn start_daemon(context: &Context<'_>) -> Result<Ended> {
     let failed = |e| Error::io("cannot start in the background", e);
     let mut command = Command::new(std::env::current_exe().map_err(failed)?);
     command.args(std::env::args_os().skip(1)).env(IS_DAEMON, "1");
     let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().map_err(failed)?;
-    let mut line = String::new();
-    if let Some(output) = child.stdout.take() {
-        BufReader::new(output).read_line(&mut line).map_err(failed)?;
+    for line in child.stdout.take().into_iter().flat_map(|output| BufReader::new(output).lines()) {
+        match line.map_err(failed)? {
+            line if line == MOUNTED => return Ok(Ended::Done),
+            line => context.out.line(&line)?,
+        }
     }
-    if line.trim_end() == "mounted" {
-        return Ok(Ended::Done);
-    }
-    // It said why on standard error.
     let status = child.wait().map_err(failed)?;
-    Err(Error::usage(format!("the process in the background ended with {status}")))
+    match status.code().and_then(|code| u8::try_from(code).ok()) {
+        Some(code) if code != 0 => Ok(Ended::Code(code)),
+        _ => Err(Error::usage(format!("the process in the background ended with {status}"))),
+    }
 }
 
 /// Tells the process that waits for us, and leaves its terminal.
@@ -134,7 +137,7 @@ fn enter_background() -> Result<()> {
     {
         use std::io::Write;
         let mut out = std::io::stdout().lock();
-        out.write_all(b"mounted\n").and_then(|()| out.flush()).map_err(failed)?;
+        writeln!(out, "{MOUNTED}").and_then(|()| out.flush()).map_err(failed)?;
     }
     let null = std::fs::File::options().read(true).write(true).open("/dev/null").map_err(failed)?;
     rustix::stdio::dup2_stdout(&null).map_err(|e| failed(e.into()))?;
@@ -143,7 +146,7 @@ fn enter_background() -> Result<()> {
 
 pub fn umount(context: &Context<'_>, args: &UmountArgs) -> Result<Ended> {
     match &args.after {
-        Some(device) => mount::unmount_after(std::io::stdin().lock(), device, &args.mount_point)?,
+        Some(own) => mount::unmount_after(std::io::stdin().lock(), &own.parse()?)?,
         None => {
             mount::unmount(&args.mount_point, args.lazy)?;
             context.out.say(&format!("unmounted {}", args.mount_point.display()));

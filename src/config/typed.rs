@@ -258,8 +258,8 @@ pub struct UmountArgs {
     /// Also when it is in use: out of sight now, ended with its last user
     #[arg(long)]
     pub lazy: bool,
-    /// Unmount the mount with this device when standard input ends
-    #[arg(long, hide = true, value_name = "DEVICE")]
+    /// Unmount only this mount, when standard input ends with nothing in it
+    #[arg(long, hide = true, value_name = "MOUNT")]
     pub after: Option<String>,
 }
 

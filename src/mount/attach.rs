@@ -4,18 +4,22 @@
 //! `fusermount3`, which is the system's way to let them. Nothing here looks into a file system it does not know to be alive.
 
 use std::{
-    ffi::CString,
+    ffi::{CString, OsString},
+    fmt,
     io::IoSliceMut,
     mem::MaybeUninit,
     os::{
         fd::{AsFd, AsRawFd, OwnedFd},
-        unix::{ffi::OsStrExt, fs::MetadataExt},
+        unix::ffi::{OsStrExt, OsStringExt},
     },
     path::{Path, PathBuf},
     process::{Command, Stdio},
+    str::FromStr,
+    time::Duration,
 };
 
 use rustix::{
+    fs::{AtFlags, CWD, StatxFlags},
     io::Errno,
     mount::{MountFlags, UnmountFlags},
     net::{AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SocketFlags, SocketType},
@@ -25,6 +29,9 @@ use crate::error::{Error, Result};
 
 /// What mounts of bk are called in `/proc/self/mountinfo`.
 pub const FS_TYPE: &str = "fuse.bk";
+
+/// A bk that serves tells at once how much space there is; this long it is waited for.
+const ANSWER: Duration = Duration::from_secs(10);
 
 /// How it is mounted.
 #[derive(Clone, Copy, Debug, Default)]
@@ -65,11 +72,83 @@ fn parse(line: &[u8]) -> Option<Entry> {
     Some(Entry { device: text(fields.get(2)?), kind: text(fields.get(dash + 1)?), path: unescape(fields.get(4)?) })
 }
 
+fn entries() -> Result<Vec<Entry>> {
+    let text = std::fs::read("/proc/self/mountinfo").map_err(|e| Error::io("cannot read /proc/self/mountinfo", e))?;
+    Ok(text.split(|&b| b == b'\n').filter_map(parse).collect())
+}
+
 /// What is mounted on exactly this path, the last one on top.
 pub fn mounted_at(path: &Path) -> Result<Option<Entry>> {
-    let text = std::fs::read("/proc/self/mountinfo").map_err(|e| Error::io("cannot read /proc/self/mountinfo", e))?;
-    let mut all = text.split(|&b| b == b'\n').filter_map(parse);
-    Ok(all.rfind(|entry| entry.path == path.as_os_str().as_bytes()))
+    Ok(entries()?.into_iter().rfind(|entry| entry.path == path.as_os_str().as_bytes()))
+}
+
+/// Which mount it is, among all there are and were: the kernel gives paths and device numbers again at once.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Identity {
+    /// Major and minor of its device. Nobody else has it while somebody serves the mount.
+    device: String,
+    id: u64,
+    /// Whether the kernel never gives `id` again: since 6.8.
+    is_unique: bool,
+}
+
+impl Identity {
+    /// Of what is on top at a path. The kernel answers, not whoever serves it.
+    fn at(path: &Path) -> Option<Self> {
+        // STATX_MNT_ID_UNIQUE of linux/stat.h; a kernel that does not know it gives the other one.
+        const UNIQUE: u32 = 0x4000;
+        let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT | AtFlags::STATX_DONT_SYNC;
+        let asked = StatxFlags::MNT_ID | StatxFlags::from_bits_retain(UNIQUE);
+        let stat = rustix::fs::statx(CWD, path, flags, asked).ok()?;
+        Some(Self {
+            device: format!("{}:{}", stat.stx_dev_major, stat.stx_dev_minor),
+            id: if stat.stx_mask & asked.bits() == 0 { 0 } else { stat.stx_mnt_id },
+            is_unique: stat.stx_mask & UNIQUE != 0,
+        })
+    }
+}
+
+impl fmt::Display for Identity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}/{}", self.device, self.id, self.is_unique)
+    }
+}
+
+impl FromStr for Identity {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let words: Vec<&str> = text.split('/').collect();
+        let read = |[device, id, is_unique]: [&str; 3]| {
+            Some(Self { device: device.to_owned(), id: id.parse().ok()?, is_unique: is_unique.parse().ok()? })
+        };
+        let found = <[&str; 3]>::try_from(words).ok().and_then(read);
+        found.ok_or_else(|| Error::usage(format!("{text:?} names no mount")))
+    }
+}
+
+/// The device of the mount that an opened `/dev/fuse` serves, where the kernel tells (since 6.16).
+fn served_by(fuse: &OwnedFd) -> Option<String> {
+    let text = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", fuse.as_raw_fd())).ok()?;
+    let number = text.lines().find_map(|line| line.strip_prefix("fuse_connection:"))?;
+    Some(format!("0:{}", number.trim()))
+}
+
+/// Which mount was just made on `path`, to be served by `fuse`.
+pub fn made(path: &Path, fuse: &OwnedFd) -> Result<Identity> {
+    let entry = mounted_at(path)?.filter(|entry| entry.kind == FS_TYPE);
+    let found = Identity::at(path).filter(|found| {
+        entry.is_some_and(|entry| entry.device == found.device)
+            && served_by(fuse).is_none_or(|device| device == found.device)
+    });
+    found.ok_or_else(|| Error::usage(format!("{} was unmounted or mounted over at once", path.display())))
+}
+
+/// Where a mount is, unless another lies over it. Its directory may have been renamed.
+fn place_of(mount: &Identity) -> Result<Option<PathBuf>> {
+    let own = entries()?.into_iter().filter(|entry| entry.kind == FS_TYPE && entry.device == mount.device);
+    let mut places = own.map(|entry| PathBuf::from(OsString::from_vec(entry.path)));
+    Ok(places.find(|path| Identity::at(path).as_ref() == Some(mount)))
 }
 
 /// The absolute path of a mount point, dead or alive: only the directory above it is looked at.
@@ -79,8 +158,10 @@ pub fn absolute(path: &Path) -> Result<PathBuf> {
     match (whole.parent(), whole.file_name()) {
         (Some(parent), Some(name)) => {
             let parent = parent.canonicalize().map_err(failed)?;
-            let is_link = parent.join(name).symlink_metadata().is_ok_and(|meta| meta.is_symlink());
-            if is_link { whole.canonicalize().map_err(failed) } else { Ok(parent.join(name)) }
+            let path = parent.join(name);
+            // A mount point is no link, and whoever serves it may not answer.
+            let is_link = mounted_at(&path)?.is_none() && path.symlink_metadata().is_ok_and(|meta| meta.is_symlink());
+            if is_link { whole.canonicalize().map_err(failed) } else { Ok(path) }
         }
         _ => whole.canonicalize().map_err(failed),
     }
@@ -89,7 +170,15 @@ pub fn absolute(path: &Path) -> Result<PathBuf> {
 /// Whether nobody serves what is mounted here. Of ours the space is asked for: the kernel has all else in memory for a day.
 fn is_dead(path: &Path) -> Result<bool> {
     let answer = match mounted_at(path)? {
-        Some(entry) if entry.kind == FS_TYPE => rustix::fs::statfs(path).map(drop),
+        Some(entry) if entry.kind == FS_TYPE => {
+            let (tell, told) = std::sync::mpsc::channel();
+            let asked = path.to_owned();
+            std::thread::spawn(move || tell.send(rustix::fs::statfs(&asked).map(drop)));
+            told.recv_timeout(ANSWER).map_err(|_| {
+                Error::usage(format!("what is mounted on {} does not answer", path.display()))
+                    .with_hint(format!("`bk umount --lazy {}` takes it away", path.display()))
+            })?
+        }
         _ => rustix::fs::stat(path).map(drop),
     };
     Ok(matches!(answer, Err(Errno::NOTCONN | Errno::CONNABORTED)))
@@ -150,7 +239,7 @@ fn failed(path: &Path, e: Errno) -> Error {
 }
 
 fn mount_as_root(path: &Path, shown: &str, options: Options) -> rustix::io::Result<OwnedFd> {
-    use rustix::fs::{CWD, Mode, OFlags};
+    use rustix::fs::{Mode, OFlags};
     let device = rustix::fs::openat(CWD, "/dev/fuse", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
     let (uid, gid) = (rustix::process::getuid().as_raw(), rustix::process::getgid().as_raw());
     let fd = device.as_fd().as_raw_fd();
@@ -256,26 +345,37 @@ pub fn unmount(path: &Path, lazy: bool) -> Result<()> {
     }
 }
 
-/// Ends what the mount on `path` still waits for, and takes it away. For one whose process is dead, but cannot go.
-pub fn abort(path: &Path) -> Result<()> {
+/// Unmounts one that is being served, though it is in use. False when it is not there any more, or something else lies over it.
+pub fn unmount_own(mount: &Identity) -> Result<bool> {
+    let Some(path) = place_of(mount)? else { return Ok(false) };
+    unmount(&path, true).map(|()| true)
+}
+
+/// Unmounts one that nobody serves any more. Where its numbers may be another's by now, that other one is alive.
+pub fn clear(mount: &Identity) -> Result<()> {
+    match place_of(mount)? {
+        Some(path) if mount.is_unique || matches!(is_dead(&path), Ok(true)) => unmount(&path, true),
+        _ => Ok(()),
+    }
+}
+
+/// Ends what a mount still waits for, and takes it away. For one whose process is dead, but cannot go.
+pub fn abort(mount: &Identity) -> Result<()> {
+    let Some(path) = place_of(mount)? else { return Ok(()) };
     let flags = UnmountFlags::FORCE | UnmountFlags::DETACH | UnmountFlags::NOFOLLOW;
-    if rustix::mount::unmount(path, flags).is_ok() {
+    if rustix::mount::unmount(&path, flags).is_ok() {
         return Ok(());
     }
     // Who is not root may do so by its connection's file, where there is one.
-    if let Some(entry) = mounted_at(path)? {
-        let minor = entry.device.rsplit(':').next().unwrap_or_default();
-        let _ = std::fs::write(format!("/sys/fs/fuse/connections/{minor}/abort"), "1");
-    }
-    unmount(path, true)
+    let minor = mount.device.rsplit(':').next().unwrap_or_default();
+    let _ = std::fs::write(format!("/sys/fs/fuse/connections/{minor}/abort"), "1");
+    unmount(&path, true)
 }
 
-/// Has the kernel read ahead so much in files of the mount on `path`, as far as it lets us.
-pub fn set_read_ahead(path: &Path, kib: u64) {
-    let Ok(meta) = std::fs::metadata(path) else { return };
-    let (major, minor) = (rustix::fs::major(meta.dev()), rustix::fs::minor(meta.dev()));
+/// Has the kernel read ahead so much in files of a mount, as far as it lets us.
+pub fn set_read_ahead(mount: &Identity, kib: u64) {
     // Only root may; without it reading is right, and slower.
-    let _ = std::fs::write(format!("/sys/class/bdi/{major}:{minor}/read_ahead_kb"), kib.to_string());
+    let _ = std::fs::write(format!("/sys/class/bdi/{}/read_ahead_kb", mount.device), kib.to_string());
 }
 
 #[cfg(test)]
@@ -291,6 +391,18 @@ mod tests {
         assert_eq!(entry.path, b"/mnt/with space\\x");
         assert_eq!(parse(b"too short"), None);
         assert_eq!(unescape(br"a\04"), br"a\04");
+    }
+
+    #[test]
+    fn a_mount_is_told_from_every_other() {
+        let root = Identity::at(Path::new("/")).unwrap();
+        assert_eq!(root.to_string().parse::<Identity>().unwrap(), root);
+        assert_eq!(Identity::at(Path::new("/..")).unwrap(), root);
+        assert_ne!(Identity::at(Path::new("/proc")).unwrap(), root);
+        assert!(
+            ["", "0:1", "0:1/x/true", "0:1/1/1", "0:1/1/true/"].iter().all(|text| text.parse::<Identity>().is_err())
+        );
+        assert_eq!(place_of(&root).unwrap(), None, "it is not one of bk's");
     }
 
     #[test]

@@ -31,8 +31,19 @@ pub struct Attr {
     pub nlink: u32,
     /// Major and minor of a device.
     pub rdev: (u32, u32),
-    /// Whether it can never change.
-    pub is_fixed: bool,
+    /// How long it holds.
+    pub keep: Keep,
+}
+
+/// How long the kernel may go by what it was told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Keep {
+    /// It can never change.
+    Always,
+    /// Jobs and snapshots come and go.
+    Shortly,
+    /// It is to ask at once again.
+    Never,
 }
 
 /// File systems give space in units of this many bytes.
@@ -64,8 +75,13 @@ impl Attr {
             blocks,
             nlink: entry.nlink.max(1),
             rdev: entry.rdev,
-            is_fixed: true,
+            keep: Keep::Always,
         }
+    }
+
+    /// Of what has a name, but was not looked at or cannot be: open to nobody.
+    pub fn unknown(node: Node, kind: EntryKind, time: Time) -> Self {
+        Self { keep: Keep::Never, ..Self::made(node, kind, 0, 0, time) }
     }
 
     /// Of something that is in no tree, owned by whoever mounts.
@@ -82,7 +98,7 @@ impl Attr {
             blocks: if kind == EntryKind::File { size.div_ceil(UNIT).saturating_mul(UNIT / 512) } else { 0 },
             nlink: if kind == EntryKind::Dir { 2 } else { 1 },
             rdev: (0, 0),
-            is_fixed: true,
+            keep: Keep::Always,
         }
     }
 }

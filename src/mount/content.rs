@@ -1,6 +1,6 @@
 //! Where the bytes of a file lie: its holes, its runs of data, and the frames that hold them.
 
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use rustix::io::Errno;
 
@@ -15,10 +15,10 @@ use crate::{
     model::entry::{Run, Status},
 };
 
-/// The content of a file.
+/// The content of a file. Many are kept, so it does not keep its chain open.
 pub struct Content {
     /// The snapshot it belongs to.
-    pub opened: Arc<Opened>,
+    opened: Weak<Opened>,
     /// Its length with holes.
     pub size: u64,
     /// Its runs of data, when it is sparse, and how much data lies before each.
@@ -29,6 +29,14 @@ pub struct Content {
     damaged: Vec<Run>,
     /// Whether none of it could be.
     is_unreadable: bool,
+}
+
+/// A content that is read, and its snapshot, open that long.
+pub struct Reading {
+    /// Where it lies.
+    pub content: Arc<Content>,
+    /// The snapshot.
+    pub opened: Arc<Opened>,
 }
 
 /// A frame, and which snapshot of the chain stores it.
@@ -69,7 +77,7 @@ fn sums<T>(items: Vec<T>, len: impl Fn(&T) -> u64) -> Vec<(T, u64)> {
 
 impl Content {
     /// Of a file of the tree.
-    pub fn of_row(opened: Arc<Opened>, row: &Numbered) -> Answer<Self> {
+    pub fn of_row(opened: &Arc<Opened>, row: &Numbered) -> Answer<Self> {
         let index = opened.chain.run(row.run);
         let located = opened.chain.locate(&index.row_of(row)?)?;
         // No content, no map of holes: nothing was stored of it.
@@ -82,19 +90,31 @@ impl Content {
             sources: Self::sources(located),
             damaged: row.damaged.clone(),
             is_unreadable,
-            opened,
+            opened: Arc::downgrade(opened),
         })
     }
 
     /// Of a stream.
-    pub fn of_stream(opened: Arc<Opened>, stream: u32) -> Answer<Self> {
+    pub fn of_stream(opened: &Arc<Opened>, stream: u32) -> Answer<Self> {
         let size = opened.chain.last().stream_extent(stream)?.len;
         let sources = Self::sources(Some(opened.chain.locate_stream(stream)?));
-        Ok(Self { opened, size, runs: None, sources, damaged: Vec::new(), is_unreadable: false })
+        Ok(Self {
+            opened: Arc::downgrade(opened),
+            size,
+            runs: None,
+            sources,
+            damaged: Vec::new(),
+            is_unreadable: false,
+        })
     }
 
     fn sources(located: Option<Located>) -> Vec<(Source, u64)> {
         sums(located.map(|located| located.sources).unwrap_or_default(), |source| source.len)
+    }
+
+    /// The snapshot it belongs to, while that is open.
+    pub fn opened(&self) -> Option<Arc<Opened>> {
+        self.opened.upgrade()
     }
 
     /// About how much memory it takes, bytes.
@@ -104,7 +124,7 @@ impl Content {
     }
 
     /// What makes up `offset..offset + len`, cut off at the end of the file.
-    pub fn pieces(&self, offset: u64, len: u64) -> Answer<Vec<Piece>> {
+    pub fn pieces(&self, opened: &Arc<Opened>, offset: u64, len: u64) -> Answer<Vec<Piece>> {
         let end = offset.saturating_add(len).min(self.size);
         let mut pieces = Vec::new();
         if offset >= end {
@@ -115,14 +135,14 @@ impl Content {
             return Err(Errno::IO.into());
         }
         let Some(runs) = &self.runs else {
-            self.data(offset, end, &mut pieces)?;
+            self.data(opened, (offset, end), &mut pieces)?;
             return Ok(pieces);
         };
         let (mut at, first) = (offset, runs.partition_point(|(run, _)| run.end() <= offset));
         for (run, before) in runs[first..].iter().take_while(|(run, _)| run.offset < end) {
             let (from, to) = (run.offset.max(at), run.end().min(end));
             zeros(&mut pieces, from - at);
-            self.data(before + (from - run.offset), before + (to - run.offset), &mut pieces)?;
+            self.data(opened, (before + (from - run.offset), before + (to - run.offset)), &mut pieces)?;
             at = to;
         }
         zeros(&mut pieces, end - at);
@@ -130,11 +150,11 @@ impl Content {
     }
 
     /// The frames of data `from..to`.
-    fn data(&self, from: u64, to: u64, pieces: &mut Vec<Piece>) -> Answer<()> {
+    fn data(&self, opened: &Arc<Opened>, (from, to): (u64, u64), pieces: &mut Vec<Piece>) -> Answer<()> {
         let short = || Error::integrity("a content is shorter than its entry says");
         let mut at = from;
         while at < to {
-            let (stored, plain_at, source_end) = self.frame_at(at)?.ok_or_else(short)?;
+            let (stored, plain_at, source_end) = self.frame_at(opened, at)?.ok_or_else(short)?;
             let frame = stored.frame;
             let end = to.min(source_end).min(at + (frame.end() - plain_at));
             if end <= at {
@@ -148,22 +168,22 @@ impl Content {
     }
 
     /// The frame that holds byte `at` of the data, that byte's offset in the stream, and where its source ends in the data.
-    fn frame_at(&self, at: u64) -> Answer<Option<(Stored, u64, u64)>> {
+    fn frame_at(&self, opened: &Arc<Opened>, at: u64) -> Answer<Option<(Stored, u64, u64)>> {
         let n = self.sources.partition_point(|(source, before)| before + source.len <= at);
         let Some((source, before)) = self.sources.get(n) else { return Ok(None) };
         let plain_at = source.offset.saturating_add(at - before);
-        let frame = self.opened.chain.run(source.run).frame_at(source.stream, plain_at)?;
-        let stored = Stored { opened: Arc::clone(&self.opened), run: source.run, frame };
+        let frame = opened.chain.run(source.run).frame_at(source.stream, plain_at)?;
+        let stored = Stored { opened: Arc::clone(opened), run: source.run, frame };
         Ok(Some((stored, plain_at, before + source.len)))
     }
 
     /// The frames that follow byte `offset` of the file, until they hold `len` bytes.
-    pub fn frames_after(&self, offset: u64, len: u64) -> Answer<Vec<Stored>> {
+    pub fn frames_after(&self, opened: &Arc<Opened>, offset: u64, len: u64) -> Answer<Vec<Stored>> {
         let mut at = self.data_before(offset);
         let end = at.saturating_add(len);
         let mut frames: Vec<Stored> = Vec::new();
         while at < end {
-            let Some((stored, plain_at, source_end)) = self.frame_at(at)? else { break };
+            let Some((stored, plain_at, source_end)) = self.frame_at(opened, at)? else { break };
             at = source_end.min(at + (stored.frame.end() - plain_at)).max(at + 1);
             frames.push(stored);
         }

@@ -7,8 +7,8 @@ use rustix::io::Errno;
 
 use super::{
     Answer, Failure, Limits,
-    attr::Attr,
-    content::{Content, Piece, Stored},
+    attr::{Attr, Keep},
+    content::{Content, Piece, Reading, Stored},
     counts::{Counts, add},
     frames::Frames,
     gather::{Data, Gathering, joined},
@@ -26,7 +26,7 @@ use crate::{
     },
     error::{Error, Result},
     model::{
-        entry::{EntryKind, Xattr},
+        entry::{EntryKind, Status, Xattr},
         path,
     },
     monitor::Monitor,
@@ -78,7 +78,7 @@ pub struct Space {
 pub(super) fn latest_attr(newest: &Snap) -> Answer<Attr> {
     let node = number(Place::Latest(newest.slot))?;
     let attr = Attr::made(node, EntryKind::Symlink, 0o777, newest.name.len() as u64, newest.taken_at());
-    Ok(Attr { is_fixed: false, ..attr })
+    Ok(Attr { keep: Keep::Shortly, ..attr })
 }
 
 impl Core {
@@ -118,6 +118,11 @@ impl Core {
         self.counts.seen()
     }
 
+    /// Chains that are open.
+    pub fn open_chains(&self) -> usize {
+        self.top.open_chains()
+    }
+
     /// What a number names; the root is the root of the only snapshot, when there is only one.
     pub(super) fn place(&self, node: Node) -> Answer<Place> {
         match (node.place().ok_or(Errno::STALE)?, self.top.one()) {
@@ -138,7 +143,9 @@ impl Core {
             Place::Row { slot, run, row } => self.row(slot, run, row).map(Some),
             Place::Root(slot) => {
                 let opened = self.top.opened(slot)?;
-                Ok(opened.root.clone().map(|row| (opened, row)))
+                let Some(root) = &opened.root else { return Ok(None) };
+                let row = opened.chain.numbered(root.run, root.row)?.ok_or(Errno::STALE)?;
+                Ok(Some((opened, row)))
             }
             _ => Ok(None),
         }
@@ -153,7 +160,7 @@ impl Core {
         match place {
             Place::Top => {
                 let attr = Attr::made(Node::TOP, EntryKind::Dir, 0o555, 0, self.top.changed_at()?);
-                Ok(Attr { is_fixed: false, ..attr })
+                Ok(Attr { keep: Keep::Shortly, ..attr })
             }
             Place::Job(job) => self.job_attr(&self.top.job(job)?),
             Place::Root(slot) => self.root_attr(&*self.top.snap(slot)?),
@@ -169,7 +176,7 @@ impl Core {
 
     pub(super) fn job_attr(&self, job: &Job) -> Answer<Attr> {
         let attr = Attr::made(number(Place::Job(job.number))?, EntryKind::Dir, 0o555, 0, job.changed_at);
-        Ok(Attr { is_fixed: false, ..attr })
+        Ok(Attr { keep: Keep::Shortly, ..attr })
     }
 
     pub(super) fn root_attr(&self, snap: &Snap) -> Answer<Attr> {
@@ -180,7 +187,7 @@ impl Core {
         // The snapshot never changes, but it may go.
         let attr = match self.top.one() {
             Some(_) => Attr { node: Node::TOP, ..attr },
-            None => Attr { is_fixed: false, ..attr },
+            None => Attr { keep: Keep::Shortly, ..attr },
         };
         snap.know_root(attr);
         Ok(attr)
@@ -247,7 +254,7 @@ impl Core {
                     return opened.streams_attr().map(Some);
                 }
                 let row = opened.chain.numbered_at(name, 0)?.filter(|_| !name.is_empty());
-                row.map(|row| opened.attr_of(row)).transpose()
+                found(&opened, row, opened.root_status())
             }
             Place::Streams(slot) => stream_named(&*self.top.opened(slot)?, name),
             Place::Row { slot, run, row } => {
@@ -257,7 +264,7 @@ impl Core {
                 }
                 let oldest = self.oldest_in(parent, &opened, &dir.path)?;
                 let row = opened.chain.numbered_at(&path::join(&dir.path, name), oldest)?;
-                row.map(|row| opened.attr_of(row)).transpose()
+                found(&opened, row, dir.status)
             }
             Place::Stream(..) | Place::Latest(_) => Err(Errno::NOTDIR.into()),
         }
@@ -291,31 +298,36 @@ impl Core {
         })
     }
 
-    fn content(&self, node: Node) -> Answer<Arc<Content>> {
-        if let Some(content) = self.contents.get(&node) {
-            return Ok(content);
+    fn content(&self, node: Node) -> Answer<Reading> {
+        if let Some(content) = self.contents.get(&node)
+            && let Some(opened) = content.opened()
+        {
+            return Ok(Reading { content, opened });
         }
-        let content = match self.place(node)? {
+        let (content, opened) = match self.place(node)? {
             Place::Row { slot, run, row } => {
                 let (opened, row) = self.row(slot, run, row)?;
                 match row.kind {
-                    EntryKind::File => Content::of_row(opened, &row)?,
+                    EntryKind::File => (Content::of_row(&opened, &row)?, opened),
                     EntryKind::Dir => return Err(Errno::ISDIR.into()),
                     _ => return Err(Errno::INVAL.into()),
                 }
             }
-            Place::Stream(slot, stream) => Content::of_stream(self.top.opened(slot)?, stream)?,
+            Place::Stream(slot, stream) => {
+                let opened = self.top.opened(slot)?;
+                (Content::of_stream(&opened, stream)?, opened)
+            }
             Place::Latest(_) => return Err(Errno::INVAL.into()),
             _ => return Err(Errno::ISDIR.into()),
         };
         let content = Arc::new(content);
         self.contents.insert(node, Arc::clone(&content));
-        Ok(content)
+        Ok(Reading { content, opened })
     }
 
     /// The next data or hole of a file.
     pub fn seek(&self, node: Node, offset: u64, to_data: bool) -> Answer<u64> {
-        self.content(node)?.seek(offset, to_data)
+        self.content(node)?.content.seek(offset, to_data)
     }
 
     /// Reads of a file, and gives `reply` what was read: at once when it is in memory, else from another thread.
@@ -328,16 +340,16 @@ impl Core {
     ) {
         let planned = without_waiting(|| self.plan(node, offset, len));
         match planned {
-            Some(Ok((content, pieces))) => {
+            Some(Ok((reading, pieces))) => {
                 match self.at_hand(&pieces) {
                     Some(data) => {
                         reply(Ok(data));
-                        self.look_ahead(node, &content, &pieces, offset, len);
+                        self.look_ahead(node, &reading, &pieces, (offset, len));
                     }
-                    None => self.gather(node, &content, pieces, (offset, len), self.promise(reply)),
+                    None => self.gather(node, &reading, pieces, (offset, len), self.promise(reply)),
                 }
                 if offset == 0 {
-                    self.give.note(node, content.size);
+                    self.give.note(node, reading.content.size);
                 }
             }
             Some(Err(e)) => reply(Err(e)),
@@ -350,7 +362,7 @@ impl Core {
                     let planned =
                         std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| core.plan(node, offset, len)));
                     match planned.unwrap_or(Err(Errno::IO.into())) {
-                        Ok((content, pieces)) => core.gather(node, &content, pieces, (offset, len), promise),
+                        Ok((reading, pieces)) => core.gather(node, &reading, pieces, (offset, len), promise),
                         Err(e) => promise.keep(Err(e)),
                     }
                 });
@@ -375,10 +387,10 @@ impl Core {
         promise
     }
 
-    fn plan(&self, node: Node, offset: u64, len: u64) -> Answer<(Arc<Content>, Vec<Piece>)> {
-        let content = self.content(node)?;
-        let pieces = content.pieces(offset, len)?;
-        Ok((content, pieces))
+    fn plan(&self, node: Node, offset: u64, len: u64) -> Answer<(Reading, Vec<Piece>)> {
+        let reading = self.content(node)?;
+        let pieces = reading.content.pieces(&reading.opened, offset, len)?;
+        Ok((reading, pieces))
     }
 
     /// The bytes, when all of their frames are in memory.
@@ -397,9 +409,9 @@ impl Core {
         plains.map(|plains| joined(pieces, &plains))
     }
 
-    fn look_ahead(&self, node: Node, content: &Content, pieces: &[Piece], offset: u64, len: u64) {
+    fn look_ahead(&self, node: Node, reading: &Reading, pieces: &[Piece], range: (u64, u64)) {
         let frames = without_waiting(|| {
-            let mut frames = self.ahead.read(node, content, offset, len);
+            let mut frames = self.ahead.read(node, reading, range);
             for piece in pieces {
                 if let Piece::Data { stored, .. } = piece {
                     frames.extend(self.ahead.touch(stored));
@@ -415,9 +427,9 @@ impl Core {
     fn gather(
         &self,
         node: Node,
-        content: &Content,
+        reading: &Reading,
         pieces: Vec<Piece>,
-        (offset, len): (u64, u64),
+        range: (u64, u64),
         promise: Arc<Promise<Data>>,
     ) {
         let wanted: Vec<_> = pieces
@@ -436,12 +448,20 @@ impl Core {
             let gathering = Arc::clone(&gathering);
             self.frames.want(&stored, Box::new(move |plain| gathering.take(n, plain)));
         }
-        self.look_ahead(node, content, gathering.pieces(), offset, len);
+        self.look_ahead(node, reading, gathering.pieces(), range);
     }
 }
 
 fn text<T: std::str::FromStr>(name: &[u8]) -> Option<T> {
     std::str::from_utf8(name).ok()?.parse().ok()
+}
+
+/// What is told of a name in a directory that was saved so well: one that could not be read may have had others.
+fn found(opened: &Opened, row: Option<Numbered>, dir: Status) -> Answer<Option<Attr>> {
+    match row {
+        None if dir.has(Status::UNREADABLE) => Err(Errno::IO.into()),
+        row => row.map(|row| opened.attr_of(row)).transpose(),
+    }
 }
 
 fn stream_named(opened: &Opened, name: &[u8]) -> Answer<Option<Attr>> {

@@ -19,7 +19,13 @@ use fuser::{
     ReplyXattr, Request, Session, SessionACL, TimeOrNow, WriteFlags,
 };
 
-use super::{Answer, Failure, attr::Attr, core::Core, counts::add, node::Node};
+use super::{
+    Answer, Failure,
+    attr::{Attr, Keep},
+    core::Core,
+    counts::add,
+    node::Node,
+};
 use crate::{
     engine::read::patience::without_waiting,
     error::{Error, Result},
@@ -111,7 +117,11 @@ fn shown(attr: &Attr) -> FileAttr {
 }
 
 fn ttl(attr: &Attr) -> &'static Duration {
-    if attr.is_fixed { &FIXED } else { &SHORT }
+    match attr.keep {
+        Keep::Always => &FIXED,
+        Keep::Shortly => &SHORT,
+        Keep::Never => &Duration::ZERO,
+    }
 }
 
 /// No such name, to be kept by the kernel like an entry: number 0.

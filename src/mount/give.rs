@@ -193,8 +193,7 @@ impl Core {
             if !is_plain || row.size == 0 || row.size > FILE_LEN_MAX || !self.give.pass(order, &row) {
                 continue;
             }
-            let content = Content::of_row(Arc::clone(&opened), &row)?;
-            let pieces = content.pieces(0, row.size)?;
+            let pieces = Content::of_row(&opened, &row)?.pieces(&opened, 0, row.size)?;
             let [Piece::Data { stored, from, len: piece_len }] = &pieces[..] else { continue };
             let Some(plain) = self.frames.get(stored) else { break };
             let bytes = plain.get(*from..from + piece_len).filter(|bytes| bytes.len() as u64 == row.size);

@@ -8,13 +8,20 @@ use std::sync::Arc;
 use rustix::io::Errno;
 
 use super::{
-    Answer,
+    Answer, Failure,
     attr::Attr,
     core::Core,
+    counts::add,
     node::{Node, Place},
     snap::{Opened, Snap, number},
 };
-use crate::model::{entry::EntryKind, path};
+use crate::{
+    engine::read::{index::Numbered, patience::may_wait},
+    model::{
+        entry::{EntryKind, Status},
+        path,
+    },
+};
 
 /// The places after `.`, `..` and the directory of streams or `latest`; rows and numbers follow.
 const AFTER_DOT: u64 = 1;
@@ -52,7 +59,7 @@ impl Core {
                 if row.kind != EntryKind::Dir {
                     return Err(Errno::NOTDIR.into());
                 }
-                self.list_dir(node, &opened, &row.path, from, put)
+                self.list_dir(node, &opened, (&row.path, row.status), from, put)
             }
             Place::Stream(..) | Place::Latest(_) => Err(Errno::NOTDIR.into()),
         }
@@ -79,13 +86,10 @@ impl Core {
         }
         let rest: Vec<&Arc<Snap>> = job.snaps.range(from.saturating_sub(FIRST_ROW)..).map(|(_, snap)| snap).collect();
         for snap in rest {
-            // One that is damaged is shown all the same, and says so when it is entered.
-            let attr = match self.root_attr(snap) {
-                Err(super::Failure::Fault(e)) if crate::engine::read::patience::may_wait().is_ok() => {
-                    self.monitor.warn(&e.to_string());
-                    Attr::made(number(Place::Root(snap.slot))?, EntryKind::Dir, 0o555, 0, snap.taken_at())
-                }
-                attr => attr?,
+            // Names alone open nothing, so one that is damaged is shown, too, and says so when it is looked at.
+            let attr = match snap.known_root() {
+                Some(attr) => attr,
+                None => Attr::unknown(number(Place::Root(snap.slot))?, EntryKind::Dir, snap.taken_at()),
             };
             if put(snap.name.as_bytes(), &attr, snap.snapshot.seq + FIRST_ROW + 1) {
                 break;
@@ -105,11 +109,18 @@ impl Core {
             return Ok(());
         }
         let node = number(Place::Root(opened.slot))?;
-        self.list_dir(node, opened, b"", from, put)
+        self.list_dir(node, opened, (b"", opened.root_status()), from, put)
     }
 
     /// Files first, then directories: so whoever goes down depth first reads in the order in which content is stored.
-    fn list_dir(&self, node: Node, opened: &Arc<Opened>, dir: &[u8], from: u64, put: Put<'_>) -> Answer<()> {
+    fn list_dir(
+        &self,
+        node: Node,
+        opened: &Arc<Opened>,
+        (dir, status): (&[u8], Status),
+        from: u64,
+        put: Put<'_>,
+    ) -> Answer<()> {
         let place = from.checked_sub(FIRST_ROW);
         let mut after = match place {
             None => None,
@@ -132,13 +143,26 @@ impl Core {
                     continue;
                 }
                 let bits = (row.run as u64) << RUN_SHIFT | row.number | if wants_dirs { AMONG_DIRS } else { 0 };
-                let own = row.clone();
-                if put(path::split(&own.path).1, &opened.attr_of(row)?, FIRST_ROW + bits) {
+                if put(path::split(&row.path).1, &self.listed_attr(opened, &row)?, FIRST_ROW + bits) {
                     return Ok(());
                 }
             }
         }
-        Ok(())
+        // Nobody knows what else was in one that could not be read.
+        if status.has(Status::UNREADABLE) { Err(Errno::IO.into()) } else { Ok(()) }
+    }
+
+    /// The attributes of a row in a list. A further name whose file cannot be found has none, and hides no other name: who looks at
+    /// it gets the error.
+    fn listed_attr(&self, opened: &Opened, row: &Numbered) -> Answer<Attr> {
+        match opened.attr_of(row.clone()) {
+            Err(Failure::Fault(e)) if may_wait().is_ok() => {
+                add(&self.counts.faults);
+                self.monitor.warn(&e.to_string());
+                Ok(Attr::unknown(opened.node_of(row)?, EntryKind::File, opened.taken_at))
+            }
+            attr => attr,
+        }
     }
 }
 

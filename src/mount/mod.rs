@@ -19,7 +19,7 @@
 //! - **Never wrong bytes.** A frame is decoded only after its digest was checked; what could not be read when the snapshot
 //!   was taken is an I/O error, too, not zeros.
 //! - A finished snapshot never changes: the kernel may keep names, attributes and pages of it for a day. Only the lists of jobs and
-//!   snapshots are asked for again after a second.
+//!   snapshots are asked for again after a second, and what could not be looked at, at once.
 
 pub mod attach;
 pub mod attr;

@@ -9,7 +9,7 @@ use std::{
 };
 
 use super::{
-    content::{Content, Stored},
+    content::{Reading, Stored},
     node::Node,
 };
 
@@ -62,12 +62,13 @@ impl Ahead {
     }
 
     /// Notes a read of a file; gives the frames to fetch now.
-    pub fn read(&self, node: Node, content: &Content, offset: u64, len: u64) -> Vec<Stored> {
+    pub fn read(&self, node: Node, reading: &Reading, (offset, len): (u64, u64)) -> Vec<Stored> {
+        let Reading { content, opened } = reading;
         if content.data_len() < CONTENT_LEN_MIN {
             return Vec::new();
         }
         let run = self.step(node, offset, len);
-        run.map(|run| content.frames_after(run.from, run.len).unwrap_or_default()).unwrap_or_default()
+        run.map(|run| content.frames_after(opened, run.from, run.len).unwrap_or_default()).unwrap_or_default()
     }
 
     fn step(&self, node: Node, offset: u64, len: u64) -> Option<Run> {

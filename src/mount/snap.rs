@@ -12,7 +12,7 @@ use crate::{
     error::{Error, Result},
     format::record::Snapshot,
     model::{
-        entry::EntryKind,
+        entry::{EntryKind, Status},
         time::{Instant, Time},
     },
 };
@@ -32,6 +32,17 @@ pub struct Snap {
     root: Mutex<Option<Attr>>,
 }
 
+/// The root of a tree; its row alone would hold a whole block.
+pub struct Root {
+    /// Its attributes.
+    pub attr: Attr,
+    /// Which run of the chain says so.
+    pub run: usize,
+    /// The row there.
+    pub row: u64,
+    status: Status,
+}
+
 /// A snapshot with its chain.
 pub struct Opened {
     /// Its part of inode numbers.
@@ -39,11 +50,13 @@ pub struct Opened {
     /// The indexes.
     pub chain: Chain,
     /// The entry of the tree's root, where there is one.
-    pub root: Option<Numbered>,
+    pub root: Option<Root>,
     /// The name of the directory of its streams; none when it has no streams, or no tree.
     pub streams_dir: Option<String>,
     /// When it was taken.
     pub taken_at: Time,
+    /// One of those that are counted.
+    _live: Arc<()>,
 }
 
 /// `17-L1-20261121T101112Z`: sorts by number within a width, and needs no quoting anywhere.
@@ -69,7 +82,7 @@ impl Snap {
     }
 
     /// Its chain; opened by `open` when it is not, which also counts as news.
-    pub fn opened(&self, open: impl FnOnce() -> Result<Chain>) -> Result<(Arc<Opened>, bool)> {
+    pub fn opened(&self, live: &Arc<()>, open: impl FnOnce() -> Result<Chain>) -> Result<(Arc<Opened>, bool)> {
         let mut held = match self.chain.try_lock() {
             Ok(held) => held,
             // Another thread is opening it.
@@ -83,7 +96,7 @@ impl Snap {
             return Ok((Arc::clone(opened), false));
         }
         may_wait()?;
-        let opened = Arc::new(Opened::new(self, open()?)?);
+        let opened = Arc::new(Opened::new(self, open()?, live)?);
         *held = Some(Arc::clone(&opened));
         Ok((opened, true))
     }
@@ -107,22 +120,33 @@ impl Snap {
 }
 
 impl Opened {
-    fn new(snap: &Snap, chain: Chain) -> Result<Self> {
-        let root = chain.numbered_at(b"", 0)?.filter(|row| row.kind == EntryKind::Dir);
+    fn new(snap: &Snap, chain: Chain, live: &Arc<()>) -> Result<Self> {
+        let node = number(Place::Root(snap.slot))?;
+        let root = chain.numbered_at(b"", 0)?.filter(|row| row.kind == EntryKind::Dir).map(|row| Root {
+            attr: Attr::of(node, &row),
+            run: row.run,
+            row: row.number,
+            status: row.status,
+        });
         let streams_dir = match chain.has_tree() && !chain.streams().is_empty() {
             true => Some(free_name(&chain)?),
             false => None,
         };
-        Ok(Self { slot: snap.slot, chain, root, streams_dir, taken_at: snap.taken_at() })
+        let taken_at = snap.taken_at();
+        Ok(Self { slot: snap.slot, chain, root, streams_dir, taken_at, _live: Arc::clone(live) })
     }
 
     /// The attributes of its root.
     pub fn root_attr(&self) -> Answer<Attr> {
-        let node = number(Place::Root(self.slot))?;
         Ok(match &self.root {
-            Some(row) => Attr::of(node, row),
-            None => Attr::made(node, EntryKind::Dir, 0o555, 0, self.taken_at),
+            Some(root) => root.attr,
+            None => Attr::made(number(Place::Root(self.slot))?, EntryKind::Dir, 0o555, 0, self.taken_at),
         })
+    }
+
+    /// How well its root was saved.
+    pub fn root_status(&self) -> Status {
+        self.root.as_ref().map_or(Status::default(), |root| root.status)
     }
 
     /// The attributes of the directory of its streams.
@@ -139,9 +163,9 @@ impl Opened {
     /// The number of a row, by the first name of a hard-linked file.
     pub fn node_of(&self, row: &Numbered) -> Answer<Node> {
         if row.path.is_empty() {
-            return number(Place::Root(self.slot));
+            return Ok(number(Place::Root(self.slot))?);
         }
-        number(Place::Row { slot: self.slot, run: row.run, row: row.number })
+        Ok(number(Place::Row { slot: self.slot, run: row.run, row: row.number })?)
     }
 
     /// The row that holds metadata and data: of a hard link, that of the first name.
@@ -165,8 +189,8 @@ impl Opened {
 }
 
 /// The number of a place.
-pub fn number(place: Place) -> Answer<Node> {
-    Ok(Node::of(place).ok_or_else(|| Error::integrity("a row past the limit of inode numbers"))?)
+pub fn number(place: Place) -> Result<Node> {
+    Node::of(place).ok_or_else(|| Error::integrity("a row past the limit of inode numbers"))
 }
 
 fn free_name(chain: &Chain) -> Result<String> {

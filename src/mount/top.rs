@@ -83,6 +83,8 @@ pub struct Top {
     /// Held while the store is asked.
     asking: Mutex<()>,
     one: Option<(u32, Vec<Snapshot>)>,
+    /// Every open chain holds it.
+    live: Arc<()>,
 }
 
 fn now() -> Time {
@@ -148,7 +150,8 @@ impl Top {
             Shown::All => None,
             Shown::One(snapshot, chain) => Some((state.snap(&snapshot).slot, chain)),
         };
-        Self { volume, blocks, fresh, monitor, state: Mutex::new(state), asking: Mutex::new(()), one }
+        let (state, asking) = (Mutex::new(state), Mutex::default());
+        Self { volume, blocks, fresh, monitor, state, asking, one, live: Arc::default() }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -262,7 +265,7 @@ impl Top {
     /// The snapshot in a slot, opened.
     pub fn opened(&self, slot: u32) -> Answer<Arc<Opened>> {
         let snap = self.snap(slot)?;
-        let (opened, is_new) = snap.opened(|| self.open_chain(&snap.snapshot))?;
+        let (opened, is_new) = snap.opened(&self.live, || self.open_chain(&snap.snapshot))?;
         let mut closing = None;
         {
             let mut state = self.state();
@@ -278,6 +281,11 @@ impl Top {
             old.close();
         }
         Ok(opened)
+    }
+
+    /// Chains that are open, whoever holds them.
+    pub fn open_chains(&self) -> usize {
+        Arc::strong_count(&self.live) - 1
     }
 
     fn open_chain(&self, snapshot: &Snapshot) -> Result<Chain> {

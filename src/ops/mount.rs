@@ -1,7 +1,7 @@
 //! The run book of `bk mount`: make the mount point free, mount, serve till the end, unmount. And of `bk umount`.
 
 use std::{
-    io::Read,
+    io::{Read, Write},
     os::unix::{net::UnixDatagram, process::CommandExt},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
@@ -19,7 +19,7 @@ use crate::{
     monitor::Monitor,
     mount::{
         Limits,
-        attach::{self, FS_TYPE, Options},
+        attach::{self, FS_TYPE, Identity, Options},
         core::{Core, Shown},
         counts::Seen,
         fuse::{self, Served},
@@ -104,42 +104,45 @@ pub fn run(
         core.open().map_err(|e| e.context("cannot mount"))?;
     }
     let device = attach::mount(&path, &volume.shown, request.options)?;
-    let watcher = match Watcher::begin(&path) {
+    let own = attach::made(&path, &device)?;
+    let watcher = match Watcher::begin(&own, &path) {
         Ok(watcher) => watcher,
         Err(e) => {
-            attach::unmount(&path, true)?;
+            attach::unmount_own(&own)?;
             return Err(e);
         }
     };
     let loops = std::thread::available_parallelism().map_or(2, usize::from).clamp(2, 8);
     let served = fuse::serve(Arc::clone(&core), device, loops);
     let done = served.and_then(|served| {
-        attach::set_read_ahead(&path, if request.is_remote { 16 << 10 } else { 1 << 10 });
+        attach::set_read_ahead(&own, if request.is_remote { 16 << 10 } else { 1 << 10 });
         notify(&format!("READY=1\nSTATUS=mounted on {}\n", path.display()));
         ready(&path)?;
-        serve(&served, &path, &**monitor)
+        serve(&served, &own, &**monitor)
     });
     if done.is_err() {
-        let _ = attach::unmount(&path, true);
+        let _ = attach::unmount_own(&own);
     }
-    watcher.end();
+    watcher.end(done.is_ok());
     done.map(|()| Outcome { mount_point: path, requests: core.counts() })
 }
 
-fn serve(served: &Served, path: &Path, monitor: &dyn Monitor) -> Result<()> {
+fn serve(served: &Served, own: &Identity, monitor: &dyn Monitor) -> Result<()> {
     while !served.is_over() {
         if monitor.interrupted().is_some() {
             notify("STOPPING=1\n");
-            attach::unmount(path, true)?;
+            // What others have mounted in its place, or over it, is theirs.
+            let is_gone = attach::unmount_own(own)?;
             let end = Instant::now() + LEAVE;
-            while !served.is_over() && Instant::now() < end {
+            while is_gone && !served.is_over() && Instant::now() < end {
                 std::thread::sleep(TICK);
             }
             return Ok(());
         }
         std::thread::sleep(TICK);
     }
-    Ok(())
+    // Aborted from outside it is over, and still there.
+    attach::clear(own)
 }
 
 /// Tells systemd, when it started us and wants to know (`Type=notify`).
@@ -157,47 +160,48 @@ fn notify(state: &str) {
     }
 }
 
-/// Another process that unmounts when this one is no more, however it ended.
+/// What its watcher is told by a bk that leaves nothing to unmount.
+const DONE: &[u8] = b".";
+
+/// Another process that unmounts when this one is no more, unless it was told that all is done.
 struct Watcher(Child);
 
 impl Watcher {
-    fn begin(path: &Path) -> Result<Self> {
+    fn begin(own: &Identity, path: &Path) -> Result<Self> {
         let failed = |e| Error::io("cannot start the process that unmounts in the end", e);
-        let entry = attach::mounted_at(path)?.filter(|entry| entry.kind == FS_TYPE);
-        let entry = entry.ok_or_else(|| Error::usage(format!("{} was unmounted at once", path.display())))?;
         let program = std::env::current_exe().map_err(failed)?;
         let mut command = Command::new(program);
-        command.args(["umount", "--after", &entry.device, "--"]).arg(path).current_dir("/").process_group(0);
+        command.args(["umount", "--after", &own.to_string(), "--"]).arg(path).current_dir("/").process_group(0);
         let child = command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null()).spawn();
         child.map(Self).map_err(failed)
     }
 
-    fn end(mut self) {
-        drop(self.0.stdin.take());
+    fn end(mut self, is_done: bool) {
+        if let Some(mut input) = self.0.stdin.take()
+            && is_done
+        {
+            // One that was killed need not be told.
+            let _ = input.write_all(DONE);
+        }
         let _ = self.0.wait();
     }
 }
 
-/// Unmounts the mount with this device from `path` when `input` ends.
-pub fn unmount_after(mut input: impl Read, device: &str, path: &Path) -> Result<()> {
+/// Unmounts the mount `own` when `input` ends with nothing in it.
+pub fn unmount_after(mut input: impl Read, own: &Identity) -> Result<()> {
     if let Some(parent) = rustix::process::getppid() {
-        let (device, path) = (device.to_owned(), path.to_owned());
+        let own = own.clone();
         std::thread::spawn(move || {
             while !is_dead(parent) {
                 std::thread::sleep(LOOK);
             }
             // One of its threads may be in the kernel, waiting for an answer that only it could have given.
-            let entry = attach::mounted_at(&path).ok().flatten();
-            if entry.is_some_and(|entry| entry.kind == FS_TYPE && entry.device == device) {
-                let _ = attach::abort(&path);
-            }
+            let _ = attach::abort(&own);
         });
     }
-    let _ = input.read_to_end(&mut Vec::new());
-    match attach::mounted_at(path)? {
-        Some(entry) if entry.kind == FS_TYPE && entry.device == device => attach::unmount(path, true),
-        _ => Ok(()),
-    }
+    let mut told = Vec::new();
+    let _ = input.read_to_end(&mut told);
+    if told.is_empty() { attach::clear(own) } else { Ok(()) }
 }
 
 /// Whether a process has ended, though threads of it may be left.

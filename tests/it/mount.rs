@@ -54,7 +54,10 @@ impl Mount {
     /// All of the world's volume, or what `words` say, on the directory `name`.
     fn new(world: &World, name: &str, words: &str) -> Self {
         let at = world.path(name);
-        fs::create_dir_all(&at).unwrap();
+        // One that is dead is there, and cannot be looked at.
+        if !is_mounted(&at) {
+            fs::create_dir_all(&at).unwrap();
+        }
         Self::by(world.bk("mount --json").words(words).arg(&at), &at)
     }
 

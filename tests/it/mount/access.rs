@@ -83,6 +83,35 @@ fn modes_owners_and_access_lists_hold() {
 }
 
 #[test]
+fn a_snapshot_that_could_not_be_looked_at_is_open_to_nobody() {
+    let me = "a_snapshot_that_could_not_be_looked_at_is_open_to_nobody";
+    if !can_mount(me) || !need(me, &["setpriv"]) {
+        return;
+    }
+    let world = World::new("mount");
+    open_world(&world);
+    fs::write(world.src.join("secret"), "secret").unwrap();
+    chmod(&world.src.join("secret"), 0o644);
+    chmod(&world.src, 0o700);
+    world.snapshot("tree", "").ok();
+    // Else its index may be at hand.
+    let _ = fs::remove_dir_all(world.path("cache"));
+    let mount = Mount::new(&world, "mnt", "--allow-other");
+    let (data, away) = (world.volume.join("data"), world.volume.join("away"));
+    fs::rename(&data, &away).unwrap();
+    let shown = crate::support::sorted(&mount.path("tree"));
+    assert_eq!(shown.len(), 2, "{shown:?}");
+    assert_eq!(fs::read_dir(&shown[0]).unwrap_err().raw_os_error(), Some(5));
+    assert!(!other_can("ls \"$1\"", &shown[0]) && !other_can("cat \"$1/secret\"", &shown[0]));
+    fs::rename(&away, &data).unwrap();
+    // As it was stored, at once.
+    assert_eq!(shown[0].metadata().unwrap().permissions().mode() & 0o7777, 0o700);
+    assert_eq!(fs::read(shown[0].join("secret")).unwrap(), b"secret");
+    assert!(!other_can("ls \"$1\"", &shown[0]) && !other_can("cat \"$1/secret\"", &shown[0]));
+    mount.end().ok();
+}
+
+#[test]
 fn programs_run_only_when_that_is_allowed_and_setuid_never_counts() {
     if !can_mount("programs_run_only_when_that_is_allowed_and_setuid_never_counts") {
         return;

@@ -1,7 +1,7 @@
 //! What goes wrong in the volume stays there: an I/O error for what it concerns, a line that names it, never other bytes.
 
 use std::fs::{self, File};
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::Path;
 
 use super::{Mount, can_mount};
@@ -150,16 +150,88 @@ fn what_could_not_be_read_then_cannot_be_read_now() {
     let world = World::new("mount");
     fs::write(world.src.join("locked"), "secret").unwrap();
     fs::write(world.src.join("open"), "open").unwrap();
-    crate::support::tree::chmod(&world.src.join("locked"), 0);
-    // Without the right to pass over modes, as a user has it.
-    let words = ["setpriv", "--bounding-set=-dac_override,-dac_read_search", "--inh-caps=-all"];
-    let under: Vec<&std::ffi::OsStr> = words.iter().map(std::ffi::OsStr::new).collect();
-    let ran = world.bk_under(&under, "snapshot --job tree").arg("-C").arg(&world.src).arg(".").run();
+    for name in ["closed", "shut"] {
+        fs::create_dir(world.src.join(name)).unwrap();
+        fs::write(world.src.join(name).join("in"), "in").unwrap();
+    }
+    for (names, level) in [(&["locked", "closed"][..], 0), (&["shut"], 1)] {
+        names.iter().for_each(|name| crate::support::tree::chmod(&world.src.join(name), 0));
+        let ran = without_rights(&world, &format!("snapshot --job tree --level {level}"));
+        if ran.code() != crate::support::exit::INCOMPLETE {
+            crate::support::tools::skip(me, "this process can read everything");
+            return;
+        }
+    }
+    let mount = Mount::new(&world, "mnt", "tree/2");
+    assert_eq!(fs::read(mount.path("open")).unwrap(), b"open");
+    assert_eq!(fs::read(mount.path("locked")).unwrap_err().raw_os_error(), Some(5));
+    // A directory of which nobody knows what was in it is not one with nothing in it.
+    assert_eq!(mount.path("closed").metadata().unwrap().permissions().mode() & 0o7777, 0);
+    assert_eq!(names(&mount.path("closed")), (vec![], Some(5)));
+    assert_eq!(mount.path("closed/in").metadata().unwrap_err().raw_os_error(), Some(5));
+    // One that could be read before shows what was in it then.
+    assert_eq!(names(&mount.path("shut")), (vec!["in".to_owned()], Some(5)));
+    assert_eq!(fs::read(mount.path("shut/in")).unwrap(), b"in");
+    assert_eq!(mount.path("shut/other").metadata().unwrap_err().raw_os_error(), Some(5));
+    assert_eq!(names(&mount.at).0, ["closed", "locked", "open", "shut"]);
+    assert_eq!(mount.path("none").metadata().unwrap_err().raw_os_error(), Some(2));
+    mount.end().ok();
+}
+
+/// Runs bk on the source without the right to pass over modes, as a user has it.
+fn without_rights(world: &World, words: &str) -> crate::support::Ran {
+    let under = ["setpriv", "--bounding-set=-dac_override,-dac_read_search", "--inh-caps=-all"];
+    let under: Vec<&std::ffi::OsStr> = under.iter().map(std::ffi::OsStr::new).collect();
+    world.bk_under(&under, words).arg("-C").arg(&world.src).arg(".").run()
+}
+
+/// What a directory lists, sorted, and the error it ends with.
+fn names(dir: &Path) -> (Vec<String>, Option<i32>) {
+    let (mut names, mut error) = (Vec::new(), None);
+    for entry in fs::read_dir(dir).unwrap() {
+        match entry {
+            Ok(entry) => names.push(entry.file_name().into_string().unwrap()),
+            Err(e) => error = e.raw_os_error(),
+        }
+    }
+    names.sort();
+    (names, error)
+}
+
+#[test]
+fn a_hard_link_that_leads_nowhere_hides_no_other_name() {
+    let me = "a_hard_link_that_leads_nowhere_hides_no_other_name";
+    if !can_mount(me) || !crate::support::tools::need(me, &["setpriv"]) {
+        return;
+    }
+    let world = World::new("mount");
+    let at = |name: &str| world.src.join(name);
+    fs::create_dir(at("sub")).unwrap();
+    for name in ["a", "sub/b0", "sub/b2"] {
+        fs::write(at(name), name).unwrap();
+    }
+    fs::create_dir(at("sub/dir")).unwrap();
+    fs::hard_link(at("a"), at("sub/b1")).unwrap();
+    world.bk("snapshot --job tree").arg("-C").arg(&world.src).arg(".").run().ok();
+    // What `sub/b1` is cannot be seen any more, and `a` is another file now.
+    fs::remove_file(at("a")).unwrap();
+    fs::write(at("a"), "another").unwrap();
+    fs::hard_link(at("a"), at("c")).unwrap();
+    crate::support::tree::chmod(&at("sub"), 0o644);
+    let ran = without_rights(&world, "snapshot --job tree --level 1");
     if ran.code() != crate::support::exit::INCOMPLETE {
         crate::support::tools::skip(me, "this process can read everything");
         return;
     }
-    let mount = Mount::new(&world, "mnt", "tree/1");
-    assert_eq!(fs::read(mount.path("open")).unwrap(), b"open");
-    assert_eq!(fs::read(mount.path("locked")).unwrap_err().raw_os_error(), Some(5));
+    let mount = Mount::new(&world, "mnt", "tree/2");
+    let sub = mount.path("sub");
+    assert_eq!(names(&sub), (["b0", "b1", "b2", "dir"].map(str::to_owned).to_vec(), None));
+    assert_eq!(sub.join("b1").metadata().unwrap_err().raw_os_error(), Some(5));
+    assert_eq!(fs::read(sub.join("b1")).unwrap_err().raw_os_error(), Some(5));
+    for name in ["b0", "b2"] {
+        assert_eq!(fs::read(sub.join(name)).unwrap(), format!("sub/{name}").into_bytes());
+    }
+    assert_eq!(fs::read(mount.path("c")).unwrap(), b"another");
+    let ran = mount.end().ok();
+    assert_eq!(ran.said().matches("sub/b1").count(), 1, "{}", ran.show());
 }

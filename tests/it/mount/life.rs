@@ -1,11 +1,13 @@
 //! How a mount begins and ends: signals, `bk umount`, the background, a bk that was killed, snapshots that come and go.
 
 use std::fs::{self, File};
-use std::io::Read;
+use std::io::{BufRead, BufReader, Read};
 use std::os::unix::net::UnixDatagram;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc;
+use std::time::Duration;
 
 use rustix::mount::{MountFlags, UnmountFlags};
 use rustix::process::{Pid, Signal, kill_process};
@@ -229,6 +231,216 @@ fn in_the_background_it_tells_when_it_is_there() {
     assert!(!is_mounted(&at));
     // What goes wrong is said before it returns.
     world.bk("mount --daemon tree/9").arg(&at).run().code_is(&[exit::ERROR, exit::USAGE]).says("tree/9");
+    assert!(!is_mounted(&at));
+}
+
+fn stop(pid: u32) {
+    kill_process(Pid::from_raw(pid as i32).unwrap(), Signal::STOP).unwrap();
+}
+
+/// It may have gone already.
+fn go_on(pid: u32) {
+    let _ = kill_process(Pid::from_raw(pid as i32).unwrap(), Signal::CONT);
+}
+
+/// Whether a process has ended; whoever has to may not have asked for its code yet.
+fn is_over(pid: u32) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rsplit(')').next().unwrap().trim_start().chars().next().is_none_or(|state| "ZX".contains(state))
+}
+
+#[test]
+fn a_mount_made_right_after_another_stays() {
+    if !can_mount("a_mount_made_right_after_another_stays") {
+        return;
+    }
+    let world = world();
+    for round in 0..15 {
+        let mut first = Mount::new(&world, "mnt", "tree/1");
+        let mut bk = first.bk.take().unwrap();
+        let watchers = children(first.pid);
+        // Every other time the watcher comes late, as on a busy machine.
+        let is_late = round / 5 != 1;
+        if is_late {
+            watchers.iter().for_each(|pid| stop(*pid));
+        }
+        match round % 5 {
+            0 => drop(world.bk("umount").arg(&first.at).run().ok()),
+            1 => rustix::mount::unmount(&first.at, UnmountFlags::empty()).unwrap(),
+            2 => bk.signal(Signal::TERM),
+            3 => {
+                kill(first.pid);
+                bk.child.wait().unwrap();
+                rustix::mount::unmount(&first.at, UnmountFlags::DETACH).unwrap();
+            }
+            // What is left is taken away by the next one.
+            _ => {
+                kill(first.pid);
+                bk.child.wait().unwrap();
+            }
+        }
+        if round % 5 < 4 {
+            wait_for("the first to go", || !is_mounted(&first.at));
+        }
+        let second = Mount::new(&world, "mnt", "tree/1");
+        watchers.iter().for_each(|pid| go_on(*pid));
+        wait_for("the first watcher to end", || watchers.iter().all(|pid| is_over(*pid)));
+        bk.finish();
+        assert!(is_mounted(&second.at), "round {round}: the second one was unmounted, too");
+        assert!(fs::read(second.path("d1/f1")).unwrap() == fs::read(world.src.join("d1/f1")).unwrap());
+        second.end().ok();
+    }
+}
+
+/// A file system that is not bk's, unmounted in the end.
+struct Stranger<'a>(&'a Path);
+
+impl<'a> Stranger<'a> {
+    fn on(at: &'a Path) -> Self {
+        rustix::mount::mount("none", at, "tmpfs", MountFlags::empty(), None).unwrap();
+        Self(at)
+    }
+
+    fn is_there(&self) -> bool {
+        let text = fs::read_to_string("/proc/self/mountinfo").unwrap();
+        text.lines().any(|line| line.split(' ').nth(4) == self.0.to_str() && line.contains(" - tmpfs "))
+    }
+}
+
+impl Drop for Stranger<'_> {
+    fn drop(&mut self) {
+        if self.is_there() {
+            let _ = rustix::mount::unmount(self.0, UnmountFlags::DETACH);
+        }
+    }
+}
+
+#[test]
+fn what_others_mounted_there_stays() {
+    if !can_mount("what_others_mounted_there_stays") {
+        return;
+    }
+    let world = world();
+    // It was taken out of sight, and is still in use.
+    let mut mount = Mount::new(&world, "mnt", "tree/1");
+    let at = mount.at.clone();
+    let open = File::open(mount.path("d1/f1")).unwrap();
+    world.bk("umount --lazy").arg(&at).run().ok();
+    {
+        let stranger = Stranger::on(&at);
+        let bk = mount.bk.take().unwrap();
+        bk.signal(Signal::TERM);
+        bk.finish().ok();
+        assert!(stranger.is_there(), "bk unmounted another's file system");
+    }
+    drop(open);
+    assert!(!is_mounted(&at));
+    // It is covered.
+    for signal in [Signal::TERM, Signal::KILL] {
+        let mut mount = Mount::new(&world, "mnt", "tree/1");
+        {
+            let stranger = Stranger::on(&at);
+            let watchers = children(mount.pid);
+            let bk = mount.bk.take().unwrap();
+            bk.signal(signal);
+            assert_eq!(bk.finish().code(), if signal == Signal::TERM { 0 } else { 128 + 9 });
+            wait_for("the watcher to end", || watchers.iter().all(|pid| is_over(*pid)));
+            assert!(stranger.is_there(), "bk unmounted another's file system");
+        }
+        // What is left below it is dead, and the next one takes it away.
+        let again = Mount::new(&world, "mnt", "tree/1");
+        assert!(again.said.contains("left dead"), "{}", again.said);
+        again.end().ok();
+    }
+}
+
+#[test]
+fn it_is_found_where_its_directory_has_gone() {
+    if !can_mount("it_is_found_where_its_directory_has_gone") {
+        return;
+    }
+    let world = world();
+    for signal in [Signal::TERM, Signal::KILL] {
+        fs::create_dir_all(world.path("here")).unwrap();
+        let mut mount = Mount::new(&world, "here/mnt", "tree/1");
+        fs::rename(world.path("here"), world.path("there")).unwrap();
+        let at = world.path("there/mnt");
+        assert!(is_mounted(&at));
+        let bk = mount.bk.take().unwrap();
+        bk.signal(signal);
+        bk.finish();
+        wait_for("the mount to go", || !is_mounted(&at));
+        fs::rename(world.path("there"), world.path("here")).unwrap();
+    }
+}
+
+#[test]
+fn one_that_does_not_answer_can_be_unmounted() {
+    if !can_mount("one_that_does_not_answer_can_be_unmounted") {
+        return;
+    }
+    let world = world();
+    for (words, mounts_again) in [("umount --lazy", true), ("umount", false)] {
+        let mut mount = Mount::new(&world, "mnt", "");
+        stop(mount.pid);
+        // It says so, and may not be able to go before the other one is served or gone.
+        let again = mounts_again.then(|| {
+            let mut bk = world.bk("mount").arg(&mount.at).spawn();
+            let lines = BufReader::new(bk.child.stderr.take().unwrap()).lines().map(Result::unwrap);
+            let (tell, told) = mpsc::channel();
+            std::thread::spawn(move || lines.for_each(|line| drop(tell.send(line))));
+            let line = || told.recv_timeout(Duration::from_secs(120)).unwrap_or_default();
+            (bk, [line(), line()].concat())
+        });
+        let mut bk = world.bk(words).arg(&mount.at).spawn();
+        let is_over = (0..6000).any(|_| {
+            std::thread::sleep(Duration::from_millis(20));
+            bk.child.try_wait().unwrap().is_some()
+        });
+        go_on(mount.pid);
+        assert!(is_over, "`bk {words}` waits for a bk that does not answer");
+        bk.finish().ok();
+        assert!(!is_mounted(&mount.at));
+        mount.bk.take().unwrap().finish().ok();
+        if let Some((bk, said)) = again {
+            assert!(said.contains("does not answer") && said.contains("bk umount --lazy"), "{said}");
+            bk.finish().code_is(&[exit::USAGE]);
+        }
+    }
+}
+
+#[test]
+fn in_the_background_it_tells_what_is_wrong_as_json() {
+    if !can_mount("in_the_background_it_tells_what_is_wrong_as_json") {
+        return;
+    }
+    let world = world();
+    let mut mount = Mount::new(&world, "mnt", "tree/1");
+    let at = mount.at.clone();
+    children(mount.pid).into_iter().for_each(kill);
+    kill(mount.pid);
+    mount.bk.take().unwrap().finish();
+    // A warning is no reason not to begin.
+    let ran = world.bk("mount --json --daemon tree/1").arg(&at).run().ok();
+    let warning: serde_json::Value = serde_json::from_str(ran.text().lines().next().unwrap()).unwrap();
+    assert!(warning["type"] == "warning" && warning.to_string().contains("left dead"), "{}", ran.show());
+    assert!(is_mounted(&at) && at.join("d1/f1").exists());
+    world.bk("umount").arg(&at).run().ok();
+    // The error and the exit code are those of the one in the background, and told once.
+    for (volume, words, code) in
+        [(world.path("no-such").into_os_string(), "tree/1", exit::VOLUME), (world.named(), "tree/9", exit::USAGE)]
+    {
+        for json in ["--json", ""] {
+            let bk = world.bk("mount --daemon").words(json).words(words).env("BK_VOLUME", &volume);
+            let ran = bk.arg(&at).run().code_is(&[code]);
+            assert_eq!(ran.said().matches("bk: error: ").count(), 1, "{}", ran.show());
+            if !json.is_empty() {
+                let lines = ran.json();
+                assert_eq!(lines.len(), 1, "{}", ran.show());
+                assert!(lines[0]["type"] == "error" && lines[0]["exit"] == code, "{}", ran.show());
+            }
+        }
+    }
     assert!(!is_mounted(&at));
 }
 
