@@ -116,6 +116,44 @@ fn on_a_terminal_the_answer_is_the_name() {
     }
 }
 
+/// A restore that was still while a run of another node took its place restores nothing over what that one reads.
+#[test]
+fn a_restore_that_lost_its_lease_goes_no_further() {
+    let shop = Shop::new(&RESTORE.replace(
+        "enter = 'echo enter >> WORLD/log'",
+        "enter = 'touch WORLD/at; while [ ! -e WORLD/go ]; do sleep 0.05; done'",
+    ));
+    let quick = |bk: Bk| bk.env("BK_TEST_LEASE_MS", "2400");
+    let restore = quick(shop.bk("restore --runbook shop --yes")).spawn();
+    let wait_for = |name: &str| {
+        let end = std::time::Instant::now() + std::time::Duration::from_secs(120);
+        while !shop.world.path(name).exists() {
+            assert!(std::time::Instant::now() < end, "no {name}");
+            std::thread::sleep(std::time::Duration::from_millis(20));
+        }
+    };
+    wait_for("at");
+    restore.signal(Signal::STOP);
+    let dir = shop.world.path("").display().to_string();
+    let script = format!("touch {dir}/other; while [ ! -e {dir}/other-goes ]; do sleep 0.05; done; echo dump");
+    let other = || quick(shop.world.bk("snapshot --job shop --node n2 -- sh -c").arg(&script)).spawn();
+    let mut taken = other();
+    while !shop.world.path("other").exists() {
+        // Till the lease has run out it gives way.
+        if taken.child.try_wait().unwrap().is_some() {
+            taken = other();
+        }
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+    fs::write(shop.world.path("go"), "").unwrap();
+    restore.signal(Signal::CONT);
+    let ran = restore.finish().code_is(&[exit::LOST]);
+    fs::write(shop.world.path("other-goes"), "").unwrap();
+    taken.finish().ok();
+    assert_eq!(shop.text("log"), "leave lost\n", "{}", ran.show());
+    assert!(!shop.world.path("back").exists(), "{}", ran.show());
+}
+
 #[test]
 fn what_the_snapshot_must_hold_is_looked_for_first() {
     for (action, says) in [
