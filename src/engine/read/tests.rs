@@ -327,12 +327,12 @@ fn what_makes_the_directory_too_long_is_left_out_or_an_error() {
 fn long_paths_that_share_nothing_fit_their_blocks() {
     let mut entries: Vec<Entry> = (0..1100)
         .map(|n| {
-            let path: Vec<String> = (0..16).map(|depth| format!("{n:05}{depth:02}{}", "x".repeat(247))).collect();
+            let path: Vec<String> = (0..16).map(|depth| format!("{n:05}{depth:02}{}", "x".repeat(248))).collect();
             other(&path.join("/"), EntryKind::Removed, "").0
         })
         .collect();
     entries.sort_by(|a, b| path::cmp_rows(&a.path, &b.path));
-    assert!(entries[0].path.len() > 4060);
+    assert_eq!(entries[0].path.len(), 4095);
     let (volume, snapshot, _) = written(&entries, None).unwrap();
     let index = IndexReader::open(&volume, &snapshot).unwrap();
     let paths: Vec<Vec<u8>> = index.rows().map(|row| row.unwrap().entry.path).collect();

@@ -317,6 +317,14 @@ fn serve(mut client: TcpStream, upstream: &str, state: &Mutex<State>) -> std::io
         fault => fault,
     };
     let body = read_body(&mut client, &head, fault == Some(Fault::Slow))?;
+    if fault == Some(Fault::Slow) {
+        // What the client gave up was in the kernel, and is nobody's any more.
+        client.set_nonblocking(true)?;
+        if !client.peek(&mut [0]).is_err_and(|e| e.kind() == std::io::ErrorKind::WouldBlock) {
+            return Ok(());
+        }
+        client.set_nonblocking(false)?;
+    }
     let fresh = || -> std::io::Result<(String, Vec<u8>)> { Ok(whole(forward(upstream, &head, &body)?)) };
     let half = |client: &mut TcpStream, (head, body): (String, Vec<u8>)| match body.is_empty() {
         true => client.write_all(&head.as_bytes()[..head.len() / 2]),
