@@ -11,8 +11,8 @@ use crate::{
 const MAGIC: &[u8; 8] = b"bkindex1";
 /// The footer: stored length of the directory, its plain length (u64 little endian each), magic.
 pub const FOOTER_LEN: usize = 24;
-/// A directory is at most this long when plain: 4 million blocks, or 4 thousand million entries.
-pub const DIRECTORY_LEN_MAX: u64 = 512 << 20;
+/// A directory is at most this long when plain: some 400 million entries, and a hostile one takes less than 256 MiB to open.
+pub const DIRECTORY_LEN_MAX: u64 = 48 << 20;
 
 /// What a block holds. A section with its critical bit set and a number a reader does not know makes it refuse the index.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -290,6 +290,17 @@ mod tests {
         let tail = encode_tail(&critical).unwrap();
         let error = decode_tail(&tail.bytes, 100 + tail.bytes.len() as u64, &tail.digest).unwrap_err();
         assert!(error.to_string().contains("0x8d needs a newer bk"), "{error}");
+    }
+
+    #[test]
+    fn a_directory_that_claims_to_be_too_long_is_not_read() {
+        let footer = |stored: u64, plain: u64| [&stored.to_le_bytes()[..], &plain.to_le_bytes(), MAGIC].concat();
+        assert!(decode_footer(&footer(1 << 20, DIRECTORY_LEN_MAX), u64::MAX).is_ok());
+        for (stored, plain) in
+            [(1 << 20, DIRECTORY_LEN_MAX + 1), (2 * DIRECTORY_LEN_MAX, DIRECTORY_LEN_MAX), (1 << 20, 1000)]
+        {
+            assert!(decode_footer(&footer(stored, plain), u64::MAX).is_err(), "{stored} {plain}");
+        }
     }
 
     #[test]
