@@ -24,10 +24,11 @@ pub fn watch() -> Result<Signals> {
     let stop = Stop::default();
     let again = Arc::new(AtomicBool::new(false));
     children_can_be_waited_for()?;
-    // As `nohup` or a shell's `trap ''` wants it.
-    let ignored = ignored();
-    for signal in [SIGINT, SIGTERM, SIGHUP].into_iter().filter(|signal| *signal == SIGTERM || !ignored.contains(signal))
-    {
+    for signal in [SIGINT, SIGTERM, SIGHUP] {
+        // As `nohup` wants it. A shell has what it starts in the background ignore SIGINT, which whoever sends that one does not know.
+        if signal == SIGHUP && is_ignored(signal) {
+            continue;
+        }
         let number = usize::try_from(signal).unwrap_or(0);
         flag::register_conditional_shutdown(signal, 128 + signal, Arc::clone(&again)).map_err(failed)?;
         flag::register(signal, Arc::clone(&again)).map_err(failed)?;
@@ -52,11 +53,11 @@ fn children_can_be_waited_for() -> Result<()> {
     handled.map(drop).map_err(|e| Error::io("cannot watch for signals", e))
 }
 
-/// Signals this process was started to ignore.
-fn ignored() -> Vec<i32> {
+/// Whether this process was started to ignore a signal.
+fn is_ignored(signal: i32) -> bool {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let mask = status.lines().find_map(|line| u64::from_str_radix(line.strip_prefix("SigIgn:")?.trim(), 16).ok());
-    (1..64).filter(|signal| mask.unwrap_or(0) >> (signal - 1) & 1 == 1).collect()
+    mask.is_some_and(|mask| mask >> (signal - 1) & 1 == 1)
 }
 
 impl Signals {
