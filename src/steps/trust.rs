@@ -97,7 +97,7 @@ fn fault(meta: &Metadata, trusted: u32) -> Option<String> {
 }
 
 /// A program of the system's.
-pub fn tool(name: &str) -> Result<PathBuf> {
+fn tool(name: &str) -> Result<PathBuf> {
     program(&[name.to_owned()], None)
 }
 
