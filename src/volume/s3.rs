@@ -7,6 +7,7 @@
 //! counts. A listing is whole or an error.
 
 mod ahead;
+mod body;
 mod open;
 mod read;
 mod retry;
@@ -31,7 +32,7 @@ use futures_util::{
     stream,
 };
 use object_store::{
-    ObjectStore, ObjectStoreExt, PutMode, PutPayload,
+    ObjectStore, ObjectStoreExt, PutMode,
     aws::{AmazonS3, AmazonS3Builder},
     list::{PaginatedListOptions, PaginatedListStore},
     path::Path,
@@ -45,13 +46,14 @@ use crate::{
     model::{ids::Nonce, place::Bucket},
 };
 use ahead::Ahead;
+use body::Body;
 use retry::{Failure, Fault, Limits, once, pause, until_done, while_moving};
 use upload::{Budget, S3Upload};
 use watch::{GRACE, Watch};
 use wire::Counts;
 
 /// Objects are compared with what was sent in ranges of this many bytes.
-const COMPARE_LEN: u64 = 8 << 20;
+const COMPARE_LEN: usize = 8 << 20;
 /// Keys a bulk delete names at most; S3 allows no more.
 const DELETE_COUNT_MAX: usize = 1000;
 /// Single deletes at the same time, where there is no bulk delete.
@@ -104,6 +106,8 @@ struct Inner {
     budget: Arc<Budget>,
     watch: Watch,
     ahead: Ahead,
+    /// What is spooled and longer is sent from its file.
+    in_memory_len_max: u64,
 }
 
 impl Inner {
@@ -128,9 +132,9 @@ impl Inner {
     }
 
     /// Creates an object, unless another has its key. One of the same bytes is taken for ours: keys are never used twice.
-    async fn create_object(&self, key: &str, payload: PutPayload) -> Result<Created> {
+    async fn create_object(&self, key: &str, body: Body) -> Result<Created> {
         let path = self.path(key)?;
-        let len = payload.content_length() as u64;
+        let len = body.len();
         let started = Instant::now();
         // How long the longest try moved.
         let mut longest = Duration::ZERO;
@@ -139,30 +143,30 @@ impl Inner {
         for tries in 1.. {
             let mode = if self.is_exclusive.load(Ordering::Relaxed) {
                 // No condition keeps another's object from being replaced: it is looked for.
-                if let Some(created) = self.settle(key, &path, &payload).await? {
+                if let Some(created) = self.settle(key, &path, &body).await? {
                     return Ok(created);
                 }
                 PutMode::Overwrite
             } else {
                 PutMode::Create
             };
-            let put = self.client.put_opts(&path, payload.clone(), mode.into());
-            let (moved, ended) = while_moving(self.limits(), &payload, put).await;
+            let put = body.put(&self.client, &path, mode);
+            let (moved, ended) = while_moving(self.limits(), &body, put).await;
             longest = longest.max(moved);
             let failure = match ended {
-                Ok(_) => return self.confirm(key, &path, len).await,
+                Ok(()) => return self.confirm(key, &path, len).await,
                 Err(failure) => failure,
             };
             let failure = match failure.fault {
                 // Ours, of a try that was not answered or was sent twice, or another's.
-                Fault::Taken => match self.settle(key, &path, &payload).await? {
+                Fault::Taken => match self.settle(key, &path, &body).await? {
                     Some(created) => return Ok(created),
                     None => failure,
                 },
                 Fault::Again => failure,
                 // No plain no: what is done later would be called done by nobody.
                 Fault::Full if is_on_its_way => {
-                    return match self.settle(key, &path, &payload).await {
+                    return match self.settle(key, &path, &body).await {
                         Ok(Some(Created::New)) => Ok(Created::New),
                         _ => Err(self.failed("store", key)(failure).with_kind(Kind::Volume)),
                     };
@@ -174,7 +178,7 @@ impl Inner {
             let one = longest.max(self.limits().attempt(len));
             if let Err(spent) = pause(self.limits(), (started, one), tries, failure).await {
                 // The last look: what is there is not called failed.
-                return match self.settle(key, &path, &payload).await {
+                return match self.settle(key, &path, &body).await {
                     Ok(Some(Created::New)) => Ok(Created::New),
                     _ => Err(self.failed("store", key)(spent)),
                 };
@@ -199,8 +203,8 @@ impl Inner {
     }
 
     /// Whose object lies at a key: ours, another's, or none.
-    async fn settle(&self, key: &str, path: &Path, payload: &PutPayload) -> Result<Option<Created>> {
-        match self.compare(path, payload).await {
+    async fn settle(&self, key: &str, path: &Path, body: &Body) -> Result<Option<Created>> {
+        match self.compare(path, body).await {
             Ok(true) => Ok(Some(Created::New)),
             Ok(false) => Ok(Some(Created::Exists)),
             Err(failure) if failure.fault == Fault::Missing => Ok(None),
@@ -208,36 +212,21 @@ impl Inner {
         }
     }
 
-    async fn compare(&self, path: &Path, payload: &PutPayload) -> Result<bool, Failure> {
-        let len = payload.content_length() as u64;
+    async fn compare(&self, path: &Path, body: &Body) -> Result<bool, Failure> {
+        let len = body.len();
         let Some(found) = self.len(path).await? else {
             return Err(Failure { fault: Fault::Missing, ..Failure::broken("not there") });
         };
         if found != len {
             return Ok(false);
         }
-        let mut sent = payload.iter().map(AsRef::<[u8]>::as_ref);
-        let mut rest: &[u8] = &[];
-        let mut at = 0;
         let mut buf = Vec::new();
-        while at < len {
-            let end = len.min(at + COMPARE_LEN);
-            buf.resize(usize::try_from(end - at).unwrap_or(0), 0);
+        for at in (0..len).step_by(COMPARE_LEN) {
+            buf.resize(COMPARE_LEN.min(usize::try_from(len - at).unwrap_or(COMPARE_LEN)), 0);
             self.fill(path, at, &mut buf).await?;
-            let mut got = &buf[..];
-            while !got.is_empty() {
-                if rest.is_empty() {
-                    let Some(next) = sent.next() else { return Ok(false) };
-                    rest = next;
-                    continue;
-                }
-                let n = got.len().min(rest.len());
-                if got[..n] != rest[..n] {
-                    return Ok(false);
-                }
-                (got, rest) = (&got[n..], &rest[n..]);
+            if !body.has(at, &buf).map_err(|e| Failure::ours(format!("cannot read a temporary file: {e}")))? {
+                return Ok(false);
             }
-            at = end;
         }
         Ok(true)
     }

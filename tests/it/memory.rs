@@ -8,7 +8,7 @@ use std::path::Path;
 
 use crate::support::rng::Rng;
 use crate::support::tools::{need, shell_ok};
-use crate::support::{BK, World};
+use crate::support::{BK, World, files_below};
 
 /// Peak resident size of a bk run in KiB.
 fn peak(world: &World, words: &[&str]) -> u64 {
@@ -18,9 +18,16 @@ print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
 sys.exit(code)";
     let script_path = world.path("peak.py");
     fs::write(&script_path, script).unwrap();
-    let mut args: Vec<&Path> = vec![&script_path, &world.volume, BK.as_ref()];
+    let named = world.named();
+    let env = world.server.as_ref().map(|server| server.env()).unwrap_or_default();
+    let env: Vec<String> = env.iter().map(|(name, value)| format!("{name}={value}")).collect();
+    let mut args: Vec<&Path> = vec![&script_path, named.as_ref(), BK.as_ref()];
     args.extend(words.iter().map(Path::new));
-    let output = shell_ok(r#"export BK_VOLUME="$2"; script="$1"; shift 2; python3 "$script" "$@""#, &args);
+    let line = format!(
+        r#"export BK_S3_IN_FLIGHT=16MiB {} BK_VOLUME="$2"; script="$1"; shift 2; python3 "$script" "$@""#,
+        env.join(" ")
+    );
+    let output = shell_ok(&line, &args);
     String::from_utf8_lossy(&output.stdout).trim().parse().unwrap()
 }
 
@@ -59,6 +66,34 @@ fn peaks(count: usize, dirs: usize, large: usize) -> Vec<(&'static str, u64)> {
             peak(&world, &["snapshot", "--threads", "2", "--quiet", "--job", "n", "--level", "1", "-C", &src, "."]),
         ),
     ]
+}
+
+#[test]
+fn a_long_index_is_sent_to_s3_from_its_file() {
+    if !need("a_long_index_is_sent_to_s3_from_its_file", &["python3"]) {
+        return;
+    }
+    // Each costs the index 2 KB, since nothing in it repeats; the fewer fill all queues already.
+    let peak_of = |count: usize| {
+        let world = World::on_s3("memory-s3");
+        let mut rng = Rng::new(171);
+        for n in 0..count {
+            let noise = rng.noise(1900);
+            let target: String = noise.iter().map(|byte| format!("{byte:02x}")).collect();
+            std::os::unix::fs::symlink(target, world.src.join(format!("{n}"))).unwrap();
+        }
+        let src = world.src.to_str().unwrap().to_owned();
+        let words = ["snapshot", "--quiet", "--threads", "2", "--part-size", "16MiB", "--job", "m", "-C", &src, "."];
+        let peak = peak(&world, &words);
+        world.bk("verify --data").run().ok();
+        let len = |path: &std::path::PathBuf| fs::metadata(path).unwrap().len();
+        let index = files_below(&world.volume).iter().filter(|path| path.ends_with("index-00000.bki")).map(len).sum();
+        (peak, index)
+    };
+    let ((few, short), (many, long)): ((u64, u64), (u64, u64)) = (peak_of(10_000), peak_of(50_000));
+    eprintln!("{few} KiB at an index of {short} bytes, {many} KiB at {long}");
+    assert!(long > 80 << 20, "{long}");
+    assert!(many <= few + (32 << 10), "{few} KiB at an index of {short} bytes, {many} KiB at {long}");
 }
 
 #[test]

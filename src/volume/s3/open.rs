@@ -4,7 +4,7 @@ use std::sync::{Arc, OnceLock, atomic::AtomicBool};
 
 use object_store::{
     Certificate, RetryConfig,
-    aws::{AmazonS3Builder, AmazonS3ConfigKey, Checksum, S3ConditionalPut},
+    aws::{AmazonS3Builder, AmazonS3ConfigKey, AwsCredentialProvider, Checksum, S3ConditionalPut},
 };
 
 use super::{
@@ -26,6 +26,8 @@ use crate::{
 
 /// Bytes held for uploads, when nothing else is said.
 const IN_FLIGHT_BYTES: u64 = 256 << 20;
+/// Longest index that is sent from memory, when nothing else is said.
+const IN_MEMORY_LEN_MAX: u64 = 8 << 20;
 /// Threads that wait for the network and sign requests.
 const THREAD_COUNT: usize = 2;
 
@@ -33,8 +35,10 @@ impl S3Store {
     /// Reaches a bucket. Nothing is asked of it yet.
     pub fn open(bucket: &Bucket, access: &Access) -> Result<Self> {
         let counts = Arc::new(Counts::default());
-        let builder = builder(bucket, access, &counts)?;
+        let credentials = Arc::new(OnceLock::new());
+        let builder = builder(bucket, access, &counts, &credentials)?;
         let client = builder.clone().build().map_err(|e| unusable(bucket, &e))?;
+        credentials.get_or_init(|| Arc::clone(client.credentials()));
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(THREAD_COUNT)
             .thread_name("bk-s3")
@@ -45,6 +49,9 @@ impl S3Store {
             Ok(text) if !text.is_empty() => parse_size(&text).map_err(|e| e.context("BK_S3_IN_FLIGHT"))?,
             _ => access.in_flight.unwrap_or(IN_FLIGHT_BYTES),
         };
+        // Sessions of directory buckets sign in a way of their own.
+        let is_express = builder.get_config_value(&AmazonS3ConfigKey::S3Express).is_some_and(|text| text == "true");
+        let in_memory_len_max = if is_express { u64::MAX } else { in_memory_len_max() };
         let inner = Inner {
             client,
             bulk: OnceLock::new(),
@@ -58,16 +65,28 @@ impl S3Store {
             budget: Arc::new(Budget::new(in_flight)),
             watch: Watch::new(access.stop.clone()),
             ahead: Ahead::default(),
+            in_memory_len_max,
         };
         Ok(Self { inner: Arc::new(inner), threads: Arc::new(Threads(Some(runtime))) })
     }
+}
+
+/// Spooled objects up to this length are sent from memory, as parts are; tests say `BK_TEST_S3_IN_MEMORY`.
+fn in_memory_len_max() -> u64 {
+    let set = std::env::var("BK_TEST_S3_IN_MEMORY").ok().and_then(|text| text.parse().ok());
+    set.unwrap_or(IN_MEMORY_LEN_MAX)
 }
 
 fn unusable(bucket: &Bucket, error: &object_store::Error) -> Error {
     Error::usage(format!("cannot reach {bucket}: {error}"))
 }
 
-fn builder(bucket: &Bucket, access: &Access, counts: &Arc<Counts>) -> Result<AmazonS3Builder> {
+fn builder(
+    bucket: &Bucket,
+    access: &Access,
+    counts: &Arc<Counts>,
+    credentials: &Arc<OnceLock<AwsCredentialProvider>>,
+) -> Result<AmazonS3Builder> {
     // The only provider there is; a second call finds the first one's.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let mut builder = AmazonS3Builder::from_env().with_bucket_name(&bucket.name);
@@ -107,7 +126,12 @@ fn builder(bucket: &Bucket, access: &Access, counts: &Arc<Counts>) -> Result<Ama
         builder = builder.with_checksum_algorithm(Checksum::CRC64NVME);
     }
     let retry = RetryConfig { max_retries: 0, ..RetryConfig::default() };
-    let connector = Connector { counts: Arc::clone(counts), certificates: certificates(access)?, is_tls };
+    let connector = Connector {
+        counts: Arc::clone(counts),
+        authorities: authorities(access)?,
+        is_tls,
+        credentials: Arc::clone(credentials),
+    };
     Ok(builder
         .with_conditional_put(S3ConditionalPut::ETagMatch)
         .with_disable_bulk_delete(true)
@@ -116,7 +140,7 @@ fn builder(bucket: &Bucket, access: &Access, counts: &Arc<Counts>) -> Result<Ama
         .with_http_connector(connector))
 }
 
-fn certificates(access: &Access) -> Result<Vec<Certificate>> {
+fn authorities(access: &Access) -> Result<Vec<u8>> {
     let Some(path) = &access.ca_file else { return Ok(Vec::new()) };
     let shown = path.display();
     let pem = std::fs::read(path)
@@ -126,5 +150,5 @@ fn certificates(access: &Access) -> Result<Vec<Certificate>> {
     if found.is_empty() {
         return Err(Error::usage(format!("there is no certificate in {shown}")));
     }
-    Ok(found)
+    Ok(pem)
 }

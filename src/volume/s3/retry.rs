@@ -6,10 +6,11 @@
 
 use std::{fmt, future::Future, pin::pin, time::Duration};
 
-use object_store::{PutPayload, client::HttpError};
+use object_store::client::HttpError;
 use tokio::time::Instant;
 
 use super::{
+    body::Body,
     watch::LOOK,
     wire::{Broken, NoCredentials, Refused},
 };
@@ -100,6 +101,11 @@ impl Failure {
 
     pub fn broken(what: &'static str) -> Self {
         Self { fault: Fault::Again, text: what.to_owned(), status: None, hint: None }
+    }
+
+    /// What failed on this side of the wire: no retry helps.
+    pub fn ours(text: String) -> Self {
+        Self { fault: Fault::Final, text, status: None, hint: None }
     }
 
     /// As an error of the run.
@@ -210,12 +216,12 @@ struct Pace {
     /// So long nothing may move.
     time: Duration,
     moved_at: Instant,
-    at: Option<usize>,
+    at: Option<u64>,
 }
 
 impl Pace {
     /// Looks at `now` where the upload is; whether it has stalled.
-    fn has_stalled(&mut self, now: Instant, at: Option<usize>) -> bool {
+    fn has_stalled(&mut self, now: Instant, at: Option<u64>) -> bool {
         if at != self.at {
             (self.at, self.moved_at) = (at, now);
         }
@@ -223,29 +229,21 @@ impl Pace {
     }
 }
 
-/// The last chunk of `payload` that a connection holds: it takes one after the other, and lets go of each that it has sent.
-///
-/// Where a connection copied them instead, nothing would be seen to move: then a try has the time it would have without.
-fn sending(payload: &PutPayload) -> Option<usize> {
-    let held = payload.iter().enumerate().filter(|(_, chunk)| !chunk.is_unique());
-    held.map(|(n, _)| n).last()
-}
-
-/// One try of `request`, which sends `payload`; its chunks are nobody else's. Also how long it moved.
+/// One try of `request`, which sends `body`. Also how long it moved.
 pub(super) async fn while_moving<T>(
     limits: Limits,
-    payload: &PutPayload,
+    body: &Body,
     request: impl Future<Output = object_store::Result<T>>,
 ) -> (Duration, Result<T, Failure>) {
     let started = Instant::now();
-    let time = limits.attempt(payload.content_length() as u64);
+    let time = limits.attempt(body.len());
     let mut pace = Pace { time, moved_at: started, at: None };
     let mut request = pin!(request);
     let ended = loop {
         match tokio::time::timeout(LOOK.min(time / 4), request.as_mut()).await {
             Ok(Ok(done)) => break Ok(done),
             Ok(Err(e)) => break Err(e.into()),
-            Err(_) if pace.has_stalled(Instant::now(), sending(payload)) => break Err(Failure::timeout(time)),
+            Err(_) if pace.has_stalled(Instant::now(), body.sending()) => break Err(Failure::timeout(time)),
             Err(_) => {}
         }
     };
@@ -309,8 +307,8 @@ mod tests {
         // A chunk every 50 seconds, for hours.
         for n in 1..200 {
             let now = started + second * 50 * n;
-            assert!(!pace.has_stalled(now, Some(n as usize)), "{n}");
-            assert!(!pace.has_stalled(now + second * 49, Some(n as usize)), "{n}");
+            assert!(!pace.has_stalled(now, Some(u64::from(n))), "{n}");
+            assert!(!pace.has_stalled(now + second * 49, Some(u64::from(n))), "{n}");
         }
         // All is sent, and no answer comes.
         let last = started + second * 50 * 200;
@@ -319,16 +317,5 @@ mod tests {
         // Nothing was ever taken.
         let mut pace = Pace { time, moved_at: started, at: None };
         assert!(!pace.has_stalled(started + 59 * second, None) && pace.has_stalled(started + time, None));
-    }
-
-    #[test]
-    fn the_chunk_that_a_connection_holds_is_seen() {
-        let payload = PutPayload::from_iter((0..4).map(|n| bytes::Bytes::from(vec![n; 100])));
-        let shared = payload.clone();
-        assert_eq!(sending(&payload), None);
-        let held: Vec<_> = shared.iter().take(3).cloned().collect();
-        assert_eq!(sending(&payload), Some(2));
-        drop(held);
-        assert_eq!(sending(&payload), None);
     }
 }

@@ -1,4 +1,5 @@
-//! Objects on their way: collected in memory as they are written, sent whole, while the next one is written.
+//! Objects on their way: collected in memory as they are written, sent whole, while the next one is written. What is
+//! written as long as the run lasts is collected in a file, and sent from there.
 //!
 //! Invariant: all bytes held for uploads are counted in one [`Budget`]; a writer waits while it is used up and an upload
 //! is under way that will give some back. Only an object that is longer than the budget goes over it, and alone.
@@ -12,9 +13,15 @@ use std::{
 
 use bytes::Bytes;
 use object_store::PutPayload;
+use ring::digest;
 use tokio::task::JoinHandle;
 
-use super::{Inner, Threads, scratch_file, wait, watch::LOOK};
+use super::{
+    Inner, Threads,
+    body::{Body, Spooled},
+    scratch_file, wait,
+    watch::LOOK,
+};
 use crate::{
     error::{Error, Kind, Result},
     volume::{Created, Pending, Upload},
@@ -98,14 +105,33 @@ pub(super) struct S3Upload {
     chunks: Vec<Bytes>,
     buffer: Vec<u8>,
     held: Held,
-    /// What is written as long as the run lasts lies in a file till then, not in memory.
-    spool: Option<File>,
+    spool: Option<Spool>,
+}
+
+/// A file that an object is collected in.
+struct Spool {
+    file: File,
+    len: u64,
+    sha256: digest::Context,
+}
+
+impl Spool {
+    fn new() -> Result<Self> {
+        Ok(Self { file: scratch_file()?, len: 0, sha256: digest::Context::new(&digest::SHA256) })
+    }
+
+    fn write(&mut self, bytes: &[u8]) -> Result<()> {
+        self.file.write_all(bytes).map_err(spool_failed)?;
+        self.sha256.update(bytes);
+        self.len += bytes.len() as u64;
+        Ok(())
+    }
 }
 
 impl S3Upload {
     pub fn new(inner: Arc<Inner>, threads: Arc<Threads>, key: &str, is_spooled: bool) -> Result<Self> {
         let held = Held::new(&inner.budget);
-        let spool = is_spooled.then(scratch_file).transpose()?;
+        let spool = is_spooled.then(Spool::new).transpose()?;
         Ok(Self { inner, threads, key: key.to_owned(), chunks: Vec::new(), buffer: Vec::new(), held, spool })
     }
 
@@ -121,23 +147,30 @@ impl S3Upload {
         }
         let full = std::mem::take(&mut self.buffer);
         match &mut self.spool {
-            Some(file) => file.write_all(&full).map_err(spool_failed),
+            Some(spool) => spool.write(&full),
             None => self.chunk(full.into()),
         }
     }
 
-    /// Reads what was spooled into chunks.
-    fn unspool(&mut self) -> Result<()> {
-        let Some(mut file) = self.spool.take() else { return Ok(()) };
-        file.rewind().map_err(spool_failed)?;
-        loop {
-            let mut chunk = Vec::new();
-            (&mut file).take(CHUNK_LEN_MAX as u64).read_to_end(&mut chunk).map_err(spool_failed)?;
-            if chunk.is_empty() {
-                return Ok(());
+    /// All that was written, as it is sent: from its file what is long, all else from memory.
+    fn body(&mut self) -> Result<Body> {
+        self.flush()?;
+        if let Some(Spool { mut file, len, sha256 }) = self.spool.take() {
+            if len > self.inner.in_memory_len_max {
+                let sha256 = sha256.finish().as_ref().try_into().map_err(|_| Error::new(Kind::Other, "no SHA-256"))?;
+                return Ok(Body::File(Spooled::new(file, len, sha256)));
             }
-            self.chunk(chunk.into())?;
+            file.rewind().map_err(spool_failed)?;
+            loop {
+                let mut chunk = Vec::new();
+                (&mut file).take(CHUNK_LEN_MAX as u64).read_to_end(&mut chunk).map_err(spool_failed)?;
+                if chunk.is_empty() {
+                    break;
+                }
+                self.chunk(chunk.into())?;
+            }
         }
+        Ok(Body::Memory(PutPayload::from_iter(std::mem::take(&mut self.chunks))))
     }
 }
 
@@ -153,7 +186,7 @@ impl Upload for S3Upload {
         }
         self.flush()?;
         match &mut self.spool {
-            Some(file) => file.write_all(bytes).map_err(spool_failed),
+            Some(spool) => spool.write(bytes),
             None => bytes.chunks(CHUNK_LEN_MAX).try_for_each(|some| self.chunk(Bytes::copy_from_slice(some))),
         }
     }
@@ -163,15 +196,13 @@ impl Upload for S3Upload {
     }
 
     fn start(mut self: Box<Self>) -> Result<Box<dyn Pending>> {
-        self.flush()?;
-        self.unspool()?;
-        let Self { inner, threads, key, chunks, mut held, .. } = *self;
+        let body = self.body()?;
+        let Self { inner, threads, key, mut held, .. } = *self;
         held.fly();
-        let payload = PutPayload::from_iter(chunks);
         let name = key.clone();
         let shared = Arc::clone(&inner);
         let task = threads.spawn(async move {
-            let created = shared.create_object(&name, payload).await;
+            let created = shared.create_object(&name, body).await;
             drop(held);
             created
         });

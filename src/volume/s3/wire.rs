@@ -7,7 +7,7 @@
 use std::{
     fmt,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, OnceLock, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
@@ -17,12 +17,14 @@ use async_trait::async_trait;
 use futures_util::StreamExt;
 use object_store::{
     Certificate, ClientOptions,
+    aws::AwsCredentialProvider,
     client::{
         HttpClient, HttpConnector, HttpError, HttpErrorKind, HttpRequest, HttpResponse, HttpResponseBody, HttpService,
         ReqwestConnector,
     },
 };
 
+use super::body::{Files, Spooled};
 use crate::{
     model::{show, time::Instant},
     volume::Requests,
@@ -176,8 +178,11 @@ impl What {
 #[derive(Debug)]
 pub(super) struct Connector {
     pub counts: Arc<Counts>,
-    pub certificates: Vec<Certificate>,
+    /// Further authorities, as PEM; none if empty.
+    pub authorities: Vec<u8>,
     pub is_tls: bool,
+    /// Whoever gives the credentials; known once the store is.
+    pub credentials: Arc<OnceLock<AwsCredentialProvider>>,
 }
 
 impl HttpConnector for Connector {
@@ -188,23 +193,25 @@ impl HttpConnector for Connector {
             // Reading the system's certificates takes time, and fails where there are none.
             options = options.with_no_system_certificates(true);
         }
-        for certificate in &self.certificates {
-            options = options.with_root_certificate(certificate.clone());
+        for certificate in Certificate::from_pem_bundle(&self.authorities)? {
+            options = options.with_root_certificate(certificate);
         }
         let client = ReqwestConnector::default().connect(&options)?;
-        Ok(HttpClient::new(Wire { client, counts: Arc::clone(&self.counts) }))
+        let files = Files::new(&options, self.authorities.clone(), self.is_tls, Arc::clone(&self.credentials));
+        Ok(HttpClient::new(Wire { client, files, counts: Arc::clone(&self.counts) }))
     }
 }
 
 #[derive(Debug)]
 struct Wire {
     client: HttpClient,
+    files: Files,
     counts: Arc<Counts>,
 }
 
 #[async_trait]
 impl HttpService for Wire {
-    async fn call(&self, request: HttpRequest) -> Result<HttpResponse, HttpError> {
+    async fn call(&self, mut request: HttpRequest) -> Result<HttpResponse, HttpError> {
         let what = What::of(&request);
         let count = match what {
             What::Put => &self.counts.put,
@@ -215,12 +222,17 @@ impl HttpService for Wire {
             What::Other => &self.counts.other,
         };
         count.fetch_add(1, Ordering::Relaxed);
-        self.counts.sent_bytes.fetch_add(request.body().content_length() as u64, Ordering::Relaxed);
+        let file = request.extensions_mut().remove::<Spooled>();
+        let len = file.as_ref().map_or(request.body().content_length() as u64, Spooled::len);
+        self.counts.sent_bytes.fetch_add(len, Ordering::Relaxed);
         if what == What::Other {
             return self.credentials(request).await;
         }
         let is_bulk = request.method().as_str() == "POST";
-        let response = self.client.execute(request).await?;
+        let response = match file {
+            Some(file) => self.files.send(request, file).await?,
+            None => self.client.execute(request).await?,
+        };
         self.counts.dated(&response);
         if !response.status().is_success() {
             return Err(refused(response).await);
