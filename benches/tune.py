@@ -81,8 +81,8 @@ def main():
         warm(work)
         found = json.loads(subprocess.check_output(["bash", "-c", f"{PREFIX}{BK} tune --json --time {args.time} --volume v {of}"], cwd=work))
         json.dump(found, open(f"{work}/tune-{kind}.json", "w"))
-        usual = found["present"]["frame_size"]
-        wishes = {wish: found[wish] for wish in ("present", "fastest", "balanced", "smallest")}
+        usual = found["frame_size"]
+        wishes = {wish: found[wish] for wish in ("present", "fastest", "balanced", "smallest") if found[wish]}
         choices = [c for c in found["choices"] if c["seconds"] < args.seconds_max and (c["frame_size"] == usual or c in wishes.values())]
         print(f"{kind}: tuned in {found['seconds']:.0f} s, volume {found['write_bytes_per_second'] / 1e6:.0f} MB/s", file=sys.stderr, flush=True)
         measured = [[] for _ in choices]

@@ -61,6 +61,7 @@ pub fn run(context: &Context<'_>, args: &TuneArgs) -> Result<Ended> {
         present,
         threads_max: usual.max(present.threads),
         volume_dir: dir.map(|meta| (meta.dev(), meta.ino())),
+        free_bytes_min: target.as_ref().and_then(|target| target.expected.min_free).unwrap_or(0),
         time: args.time.parse::<Span>().map_err(|e| e.context("--time"))?.0,
         check: args.check.then_some(wish),
     };
@@ -132,6 +133,11 @@ fn source(context: &Context<'_>, args: &TuneArgs, job: Option<&Job>) -> Result<S
     if paths.is_empty() {
         let error = Error::usage(format!("job {} has no trees: a command is not run to sample it", job.name));
         return Err(error.with_hint("COMMAND | bk tune --stdin --size SIZE"));
+    }
+    if !job.streams.is_empty() {
+        let names: Vec<&str> = job.streams.iter().map(|(name, _)| name.as_str()).collect();
+        let what = format!("the streams of job {} are left out: {}", job.name, names.join(", "));
+        context.out.warn(&format!("{what} (COMMAND | bk tune --stdin --size SIZE measures one)"));
     }
     Ok(Source::Tree { base, paths, selection })
 }
@@ -208,13 +214,16 @@ fn show(context: &Context<'_>, found: &Outcome, is_checked: bool) -> Result<()> 
     out.line("")?;
     chart(found).iter().try_for_each(|line| out.line(line))?;
     out.line("")?;
+    if found.present.is_none() {
+        out.line("now       no time to measure")?;
+    }
     let rows = [
-        ("now", &found.present),
-        ("fastest", &found.fastest),
-        ("balanced", &found.balanced),
-        ("smallest", &found.smallest),
+        ("now", found.present.as_ref()),
+        ("fastest", Some(&found.fastest)),
+        ("balanced", Some(&found.balanced)),
+        ("smallest", Some(&found.smallest)),
     ];
-    for (name, choice) in rows {
+    for (name, choice) in rows.into_iter().filter_map(|(name, choice)| Some((name, choice?))) {
         out.line(&format!(
             "{name:<9} {}, frames of {}, {} threads: {}, {} ({:.2} : 1), held up by {}",
             choice.compression,
@@ -227,7 +236,7 @@ fn show(context: &Context<'_>, found: &Outcome, is_checked: bool) -> Result<()> 
         ))?;
     }
     if is_checked && found.check.is_none() {
-        out.line("\nno time to check")?;
+        out.line("\nnot checked: no time, or no room")?;
     }
     if let Some(check) = &found.check {
         out.line(&format!(
@@ -251,7 +260,7 @@ fn show(context: &Context<'_>, found: &Outcome, is_checked: bool) -> Result<()> 
     reason = "places on a small chart"
 )]
 fn chart(found: &Outcome) -> Vec<String> {
-    let (frame_size, threads) = (found.present.frame_size, found.choices.iter().map(|choice| choice.threads).max());
+    let (frame_size, threads) = (found.frame_size, found.choices.iter().map(|choice| choice.threads).max());
     let is_shown = |choice: &&Choice| choice.frame_size == frame_size && Some(choice.threads) == threads;
     let choices: Vec<&Choice> = found.choices.iter().filter(is_shown).collect();
     let range = |of: &dyn Fn(&Choice) -> f64| {

@@ -7,6 +7,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use rustix::{fs::XattrFlags, io::Errno};
 use toml::de::DeTable;
 
 use super::{document::Document, file::Config};
@@ -14,6 +15,9 @@ use crate::{
     error::{Error, Kind, Result},
     model::ids::Name,
 };
+
+/// Longest value of an extended attribute there can be, bytes.
+const ATTRIBUTE_LEN_MAX: usize = 64 << 10;
 
 /// Sets `values`, each a key and its value as TOML, in the table of `job`; gives the file that was written.
 pub fn set(config: &Config, job: &Name, values: &[(&str, String)]) -> Result<PathBuf> {
@@ -90,6 +94,7 @@ fn replace(path: &Path, before: &str, text: &str) -> Result<()> {
         let mut file = open.write(true).create_new(true).mode(meta.mode() & 0o7777).open(&beside)?;
         std::os::unix::fs::fchown(&file, Some(meta.uid()), Some(meta.gid()))?;
         file.set_permissions(meta.permissions())?;
+        copy_attributes(&path, &file)?;
         file.write_all(text.as_bytes())?;
         file.sync_all()?;
         std::fs::rename(&beside, &path)
@@ -97,9 +102,33 @@ fn replace(path: &Path, before: &str, text: &str) -> Result<()> {
     if made.as_ref().is_err_and(|e| e.kind() != std::io::ErrorKind::AlreadyExists) {
         let _ = std::fs::remove_file(&beside);
     }
-    made.map_err(failed)?;
+    made.map_err(|e| match e.kind() {
+        std::io::ErrorKind::AlreadyExists => Error::usage(format!("{} is in the way", beside.display()))
+            .with_hint("what writes there now, or was killed as it did, left it: remove it"),
+        _ => failed(e),
+    })?;
     let dir = std::fs::File::open(path.parent().unwrap_or(Path::new("/"))).map_err(failed)?;
     dir.sync_all().map_err(failed)
+}
+
+/// Gives `file` the access control list and label of what is at `path`.
+///
+/// Without its list the group would have the rights that are the list's mask.
+fn copy_attributes(path: &Path, file: &std::fs::File) -> std::io::Result<()> {
+    for name in ["system.posix_acl_access", "security.selinux"] {
+        let mut value = vec![0; ATTRIBUTE_LEN_MAX];
+        let len = match rustix::fs::getxattr(path, name, &mut value) {
+            Ok(len) => len,
+            Err(Errno::NODATA | Errno::OPNOTSUPP | Errno::NOSYS) => continue,
+            Err(e) => return Err(e.into()),
+        };
+        match rustix::fs::fsetxattr(file, name, &value[..len], XattrFlags::empty()) {
+            // The policy gives it the label it is to have.
+            Err(_) if name == "security.selinux" => {}
+            done => done?,
+        }
+    }
+    Ok(())
 }
 
 #[cfg(test)]

@@ -11,7 +11,6 @@ mod trials;
 
 use std::{
     path::PathBuf,
-    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -24,9 +23,9 @@ use crate::{
     format::codec::Codec,
     monitor::Monitor,
     source::{command::Watched, roots, select::Selection, walk::Walk},
-    volume::{Store, Volume},
+    volume::Volume,
 };
-use measure::{Corner, WriteRate};
+use measure::Corner;
 use predict::{Choice, Wish};
 use sample::{Census, Sample, Totals, WINDOW_LEN};
 use trials::{Trials, fitting};
@@ -64,6 +63,8 @@ pub struct Request {
     pub threads_max: usize,
     /// The volume's own directory (device, inode), which is never stored in itself.
     pub volume_dir: Option<(u64, u64)>,
+    /// What is to stay free on the volume, bytes.
+    pub free_bytes_min: u64,
     /// How long all of it may take.
     pub time: Duration,
     /// Run the settings for this wish, and compare.
@@ -104,8 +105,10 @@ pub struct Outcome {
     pub choices: Vec<Choice>,
     /// What there was no time for.
     pub skipped: Vec<String>,
-    /// The settings as they are now.
-    pub present: Choice,
+    /// The settings as they are now; none when there was no time for them.
+    pub present: Option<Choice>,
+    /// Frames most were measured in: those of the settings as they are now, bytes.
+    pub frame_size: u64,
     /// The least time.
     pub fastest: Choice,
     /// Small, for little more time.
@@ -136,15 +139,21 @@ pub fn run(volume: Option<&Volume>, request: &Request, clock: &dyn Clock, monito
     if totals.content_bytes == 0 {
         return Err(Error::new(Kind::Other, "there is nothing to measure: no content was found"));
     }
-    let write_rate = volume.map(|volume| write_rate(volume, request.time.mul_f64(VOLUME_SHARE), clock, monitor));
-    let mut write_rate = write_rate.transpose()?;
+    let corner = || volume.map(|volume| Corner::new(&volume.store, request.free_bytes_min, clock)).transpose();
+    let mut write_rate = None;
+    if let (Some(volume), Some(corner)) = (volume, corner()?) {
+        volume.store.check_writable()?;
+        write_rate = corner.write_rate(request.time.mul_f64(VOLUME_SHARE), monitor)?;
+        corner.clear()?;
+        if write_rate.is_none() {
+            monitor.warn(&format!("{} has too little free space to be measured", volume.shown));
+        }
+    }
     let share = if request.check.is_some() { 1.0 - CHECK_SHARE } else { 1.0 };
     let mut trials = Trials::new(&sample, request, started_at + request.time.mul_f64(share * 0.95), monitor);
     trials.first()?;
-    if let (Some(volume), Some(rate)) = (volume, &mut write_rate) {
-        let corner = Corner::new(&volume.store, clock)?;
-        trials.writing(rate, (&volume.store, &corner.dir()), request.time.mul_f64(VOLUME_SHARE))?;
-        corner.clear()?;
+    if let (Some(corner), Some(rate)) = (corner()?, &mut write_rate) {
+        trials.writing(rate, &corner, request.time.mul_f64(VOLUME_SHARE))?;
     }
     trials.all()?;
     trials.again()?;
@@ -152,7 +161,14 @@ pub fn run(volume: Option<&Volume>, request: &Request, clock: &dyn Clock, monito
     if let Some(wish) = request.check {
         // Its share is its own, even where a last trial took longer than its time.
         let time = request.time.mul_f64(CHECK_SHARE);
-        found.check = check(&sample, (found.of(wish), &found), time, (volume, clock), monitor)?;
+        found.check = match check(&sample, (found.of(wish), &found), time, corner()?.as_ref(), monitor) {
+            // What was measured before is not lost with it.
+            Err(e) if !matches!(e.kind(), Kind::Signal(_)) => {
+                monitor.warn(&e.context("the check").to_string());
+                None
+            }
+            check => check?,
+        };
     }
     found.seconds = started_at.elapsed().as_secs_f64();
     Ok(found)
@@ -189,37 +205,31 @@ fn look(request: &Request, until: Instant, monitor: &dyn Monitor) -> Result<(Sam
     }
 }
 
-fn write_rate(volume: &Volume, time: Duration, clock: &dyn Clock, monitor: &dyn Monitor) -> Result<WriteRate> {
-    volume.store.check_writable()?;
-    let corner = Corner::new(&volume.store, clock)?;
-    let rate = corner.write_rate(time, monitor)?;
-    corner.clear()?;
-    Ok(rate)
-}
-
 /// Stores as much of the sample as there is time for with the settings of `choice`, on the volume where there is one.
 #[expect(clippy::cast_precision_loss, clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "predictions")]
 fn check(
     sample: &Sample,
     (choice, found): (&Choice, &Outcome),
     time: Duration,
-    (volume, clock): (Option<&Volume>, &dyn Clock),
+    corner: Option<&Corner<'_>>,
     monitor: &dyn Monitor,
 ) -> Result<Option<Check>> {
     let frame_len = usize::try_from(choice.frame_size).unwrap_or(usize::MAX);
     let settings = Settings { threads: choice.threads, codec: choice.compression, frame_len, verify_all: false };
     let until = Instant::now() + time;
     let a_plain_byte = choice.seconds / found.source.plain_bytes.max(1) as f64;
-    let count = fitting(time.as_secs_f64() * 0.8, a_plain_byte * WINDOW_LEN as f64).min(sample.step_count());
-    if count == 0 {
+    let most = fitting(time.as_secs_f64() * 0.8, a_plain_byte * WINDOW_LEN as f64).min(sample.step_count());
+    let room = corner.map_or(Ok(u64::MAX), Corner::room)?;
+    let Some(count) = (1..=most).rev().find(|count| sample.bytes(*count).0 <= room) else {
+        if most > 0 {
+            monitor.warn("the volume has too little free space to check there");
+        }
         return Ok(None);
-    }
-    let trial = match volume {
+    };
+    let trial = match corner {
         None => measure::trial(sample, count, settings, (monitor, until)),
-        Some(volume) => {
-            let corner = Corner::new(&volume.store, clock)?;
-            let store: &Arc<dyn Store> = &volume.store;
-            let trial = measure::store(sample, count, settings, (store, &corner.dir()), (monitor, until));
+        Some(corner) => {
+            let trial = measure::store(sample, count, settings, (corner.store, &corner.dir()), (monitor, until));
             corner.clear()?;
             trial
         }

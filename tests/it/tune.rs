@@ -10,6 +10,7 @@ use serde_json::Value;
 
 use crate::support::inventory::inventory;
 use crate::support::rng::Rng;
+use crate::support::tools::{Mounted, need, shell_ok, skip};
 use crate::support::{Bk, World, exit, files_below, list};
 
 /// Many files of prose, as sources are.
@@ -194,4 +195,90 @@ fn settings_are_written_into_the_job_and_comments_stay() {
     bk("snapshot home").run().ok();
     bk("tune home --time 5s --write away").run().code_is(&[exit::USAGE]).says("away");
     assert_eq!(fs::read_to_string(&file).unwrap(), after);
+}
+
+#[test]
+fn of_a_sparse_file_what_is_there_is_sampled() {
+    let world = World::new("tune-sparse");
+    let image = fs::File::create(world.src.join("image")).unwrap();
+    image.set_len(3 << 30).unwrap();
+    let noise = Rng::new(78).noise(24 << 20);
+    std::os::unix::fs::FileExt::write_all_at(&image, &noise, 2 << 30).unwrap();
+    let found = tuned(&world, "--time 20s");
+    assert_eq!(found["source"]["content_bytes"], 24 << 20, "{found}");
+    holds(&world, &found["present"]);
+    assert!(found["present"]["ratio"].as_f64().unwrap() < 1.1, "{found}");
+}
+
+#[test]
+fn a_check_takes_no_more_than_its_share_of_a_volume() {
+    let me = "a_check_takes_no_more_than_its_share_of_a_volume";
+    let world = World::new("tune-room");
+    let Some(mounted) = Mounted::tmpfs(&world.path("small"), "40m") else {
+        skip(me, "cannot mount a tmpfs");
+        return;
+    };
+    fs::write(world.src.join("noise"), Rng::new(79).noise(100 << 20)).unwrap();
+    let volume = mounted.at.join("v");
+    Bk::new("volume create").arg(&volume).run().ok();
+    let before = files_below(&volume);
+    let ran = Bk::new("tune --json --time 12s --check --wish fastest --volume").arg(&volume).arg(&world.src).run().ok();
+    let found = ran.says("too little free space to check").json().last().unwrap().clone();
+    assert!(found["check"].is_null() && found["fastest"].is_object(), "{found}");
+    assert_eq!(before, files_below(&volume));
+}
+
+/// A configuration with a job of trees, with further lines.
+fn configured(world: &World, more: &str) -> PathBuf {
+    let file = world.path("bk.toml");
+    let (volume, src) = (world.volume.display(), world.src.display());
+    fs::write(&file, format!("[volume.v]\nurl = \"{volume}\"\n\n[job.home]\npaths = [\"{src}\"]\n{more}")).unwrap();
+    file
+}
+
+#[test]
+fn settings_that_were_not_measured_are_not_shown_as_others() {
+    let world = World::new("tune-present");
+    fs::write(world.src.join("prose"), Rng::new(80).prose(60 << 20)).unwrap();
+    let file = configured(&world, "compression = \"zstd:19\"\nthreads = 1\n");
+    let ran = Bk::new("tune home --json --time 4s").env("BK_CONFIG", &file).run();
+    if ran.code() == exit::ERROR {
+        // So busy a machine that nothing was measured.
+        ran.says("too short");
+        return;
+    }
+    let found = ran.ok().json().last().unwrap().clone();
+    let (present, threads) = (&found["present"], &found["present"]["threads"]);
+    assert!(present.is_null() || present["compression"] == "zstd:19" && *threads == 1, "{present}");
+}
+
+#[test]
+fn streams_that_are_left_out_are_named() {
+    let world = World::new("tune-streams");
+    sources(&world.src, 5, 20);
+    let file = configured(&world, "\n[job.home.stream.rows]\ncommand = [\"cat\", \"/dev/null\"]\n");
+    Bk::new("tune home --time 5s").env("BK_CONFIG", &file).run().ok().says("left out: rows");
+}
+
+#[test]
+fn who_may_read_the_configuration_stays() {
+    let me = "who_may_read_the_configuration_stays";
+    if !need(me, &["setfacl", "getfacl"]) {
+        return;
+    }
+    let world = World::new("tune-acl");
+    sources(&world.src, 6, 20);
+    let file = configured(&world, "");
+    shell_ok(r#"chmod 600 "$1"; setfacl -m u:nobody:r "$1""#, &[&file]);
+    let rights = || shell_ok(r#"getfacl -cpn "$1"; stat -c %a "$1""#, &[&file]).stdout;
+    let before = rights();
+    // What a killed one left.
+    let left = world.path("bk.toml.bk-new");
+    fs::write(&left, "").unwrap();
+    let write = || Bk::new("tune home --time 10s --write home").env("BK_CONFIG", &file).run();
+    write().code_is(&[exit::USAGE]).says("bk.toml.bk-new is in the way");
+    fs::remove_file(&left).unwrap();
+    write().ok();
+    assert!(fs::read_to_string(&file).unwrap().contains("frame_size"));
+    assert_eq!(String::from_utf8_lossy(&before), String::from_utf8_lossy(&rights()));
 }

@@ -192,17 +192,19 @@ const PENDING_COUNT_MAX: usize = 4;
 /// More says nothing new.
 const WRITTEN_MAX: u64 = 256 << 20;
 /// No more than this share of what is free is taken.
-pub const FREE_SHARE: u64 = 8;
+const FREE_SHARE: u64 = 8;
 
 /// A place on a volume for as long as this lives; what is in it goes with it, whatever ends the run in order.
 pub struct Corner<'a> {
-    store: &'a Arc<dyn Store>,
+    /// The volume's.
+    pub store: &'a Arc<dyn Store>,
     run: RunId,
+    free_bytes_min: u64,
 }
 
 impl<'a> Corner<'a> {
-    /// On `store`; removes what a tune that was killed left there a day ago or earlier.
-    pub fn new(store: &'a Arc<dyn Store>, clock: &dyn Clock) -> Result<Self> {
+    /// On `store`, where `free_bytes_min` are to stay free; removes what a tune that was killed left there a day ago or earlier.
+    pub fn new(store: &'a Arc<dyn Store>, free_bytes_min: u64, clock: &dyn Clock) -> Result<Self> {
         let day = u64::try_from(LEFT_AFTER.as_millis()).unwrap_or(u64::MAX);
         let before = clock.unix_ms().saturating_sub(day);
         let is_old = |key: &str| {
@@ -211,7 +213,13 @@ impl<'a> Corner<'a> {
         };
         let left = store.list(PREFIX)?.into_iter().map(|item| item.key).filter(|key| is_old(key));
         store.delete_all(&left.collect::<Vec<_>>())?;
-        Ok(Self { store, run: RunId::new(clock.unix_ms())? })
+        Ok(Self { store, run: RunId::new(clock.unix_ms())?, free_bytes_min })
+    }
+
+    /// Bytes that may be written there: a share of what is free.
+    pub fn room(&self) -> Result<u64> {
+        let free = self.store.free_bytes()?;
+        Ok(free.map_or(u64::MAX, |free| free.saturating_sub(self.free_bytes_min) / FREE_SHARE))
     }
 
     /// What keys in it begin with.
@@ -219,16 +227,18 @@ impl<'a> Corner<'a> {
         format!("{PREFIX}{}-", self.run)
     }
 
-    /// Writes objects of noise for about `time`, the last one durable.
+    /// Writes objects of noise for about `time`, the last one durable; none where there is no room.
     #[expect(clippy::cast_precision_loss, reason = "a speed")]
-    pub fn write_rate(&self, time: Duration, monitor: &dyn Monitor) -> Result<WriteRate> {
+    pub fn write_rate(&self, time: Duration, monitor: &dyn Monitor) -> Result<Option<WriteRate>> {
+        let written_max = WRITTEN_MAX.min(self.room()?);
+        if written_max < OBJECT_LEN_MIN {
+            return Ok(None);
+        }
         // As much as the frames of a run: it does not stay in a processor's cache.
         let mut noise = vec![0; BLOCK_LEN * BLOCK_COUNT];
         blake3::Hasher::new().update(self.run.to_string().as_bytes()).finalize_xof().fill(&mut noise);
         let mut blocks = (0..BLOCK_COUNT).cycle();
         let cpu_before = own_seconds();
-        let free = self.store.free_bytes()?;
-        let written_max = free.map_or(WRITTEN_MAX, |free| WRITTEN_MAX.min(free / FREE_SHARE));
         let started_at = Instant::now();
         let mut pending: VecDeque<Box<dyn Pending>> = VecDeque::new();
         let (mut len, mut written, mut number) = (OBJECT_LEN_MIN, 0, 0);
@@ -236,7 +246,10 @@ impl<'a> Corner<'a> {
         while spent < time && written < written_max {
             let mut object = self.store.create(&format!("{}{number}", self.dir()))?;
             let mut in_object = 0;
-            while in_object < len && (in_object < OBJECT_LEN_MIN || started_at.elapsed() < time) {
+            while in_object < len
+                && written < written_max
+                && (in_object < OBJECT_LEN_MIN || started_at.elapsed() < time)
+            {
                 go_on(monitor)?;
                 // No two blocks are the same: a file system may keep equal ones once.
                 let at = blocks.next().unwrap_or(0) * BLOCK_LEN;
@@ -257,7 +270,7 @@ impl<'a> Corner<'a> {
         let seconds = started_at.elapsed().as_secs_f64().max(1e-6);
         let cpu_seconds = own_seconds() - cpu_before;
         let written = written.max(1) as f64;
-        Ok(WriteRate { bytes_per_second: written / seconds, work_a_byte: cpu_seconds / written })
+        Ok(Some(WriteRate { bytes_per_second: written / seconds, work_a_byte: cpu_seconds / written }))
     }
 
     /// Removes what is in it.

@@ -13,15 +13,16 @@ use std::{
     time::{Duration, Instant},
 };
 
-use rustix::fs::{AtFlags, FileType, Stat};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, Stat};
 use serde::Serialize;
 
 use crate::{
     error::{Error, Kind, Result},
     format::tar::{BLOCK_LEN, padded},
-    model::entry::Entry,
+    model::entry::{Entry, Run},
     monitor::Monitor,
     source::{
+        meta,
         roots::{Node, Roots},
         walk::{Leaf, Names, Visitor},
     },
@@ -263,8 +264,8 @@ impl<'a> Census<'a> {
         windows
     }
 
-    /// An entry of so much content, with `extra` bytes of headers.
-    fn add(&mut self, path: &[u8], content: u64) {
+    /// An entry of so much content, of a sparse file what is in `runs`; they are empty where it is all of the file.
+    fn add(&mut self, path: &[u8], content: u64, runs: &[Run]) {
         // A header, and another pair for a name that is too long for it.
         let header = if path.len() > 100 { 3 } else { 1 } * BLOCK_LEN as u64;
         let plain = header + padded(content);
@@ -293,7 +294,8 @@ impl<'a> Census<'a> {
             let len = (WINDOW_LEN - within).min(ends_at - at);
             let offset = at.saturating_sub(begins_at + header);
             let content = len.min(content.saturating_sub(offset));
-            window.pieces.push((path.to_vec(), offset, content));
+            let places = in_file(runs, Run { offset, len: content });
+            window.pieces.extend(places.map(|place| (path.to_vec(), place.offset, place.len)));
             window.plain_bytes += len;
             window.content_bytes += content;
             at += len;
@@ -317,6 +319,28 @@ impl<'a> Census<'a> {
         }
         self.windows.last_mut()
     }
+}
+
+/// Where in a file a piece of its content lies, of which there is what is in `runs`, or all of it.
+fn in_file(runs: &[Run], piece: Run) -> impl Iterator<Item = Run> {
+    let all = [piece];
+    let all: Vec<Run> = if runs.is_empty() { all.to_vec() } else { Vec::new() };
+    let mut begins_at = 0;
+    let some = runs.iter().filter_map(move |run| {
+        let from = piece.offset.max(begins_at);
+        let to = piece.end().min(begins_at + run.len);
+        let offset = run.offset + from.saturating_sub(begins_at);
+        begins_at += run.len;
+        (from < to).then(|| Run { offset, len: to - from })
+    });
+    all.into_iter().chain(some)
+}
+
+/// The runs of a file that may have holes, or be stored compressed; none where it has no hole or does not say.
+fn runs_of(leaf: &Leaf<'_>, size: u64) -> Vec<Run> {
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+    let opened = rustix::fs::openat(leaf.dir, leaf.name, flags, Mode::empty());
+    opened.and_then(|fd| meta::sparse_runs(fd, size)).ok().flatten().unwrap_or_default()
 }
 
 impl Visitor for Census<'_> {
@@ -352,10 +376,12 @@ impl Visitor for Census<'_> {
                     && !self.links.insert((stat.st_dev, stat.st_ino));
                 let size = u64::try_from(stat.st_size).unwrap_or(0);
                 let on_disk = u64::try_from(stat.st_blocks).unwrap_or(u64::MAX).saturating_mul(512);
-                // Of a sparse file only what is there is stored.
-                self.add(leaf.path, if known { 0 } else { size.min(on_disk.max(4096)) });
+                let may_be_sparse = !known && on_disk < size && size > 4096;
+                let runs = if may_be_sparse { runs_of(&leaf, size) } else { Vec::new() };
+                let content = if runs.is_empty() { size } else { runs.iter().map(|run| run.len).sum() };
+                self.add(leaf.path, if known { 0 } else { content }, &runs);
             }
-            _ => self.add(leaf.path, 0),
+            _ => self.add(leaf.path, 0, &[]),
         }
         Ok(None)
     }
@@ -387,7 +413,7 @@ mod tests {
         for &(count, len) in files {
             for _ in 0..count {
                 n += 1;
-                census.add(format!("f{n}").as_bytes(), len);
+                census.add(format!("f{n}").as_bytes(), len, &[]);
             }
         }
         census
@@ -419,5 +445,24 @@ mod tests {
         assert_eq!(windows.len(), 1);
         assert_eq!(windows[0].content_bytes, 10_000 + (5 << 20));
         assert_eq!((windows[0].files.len(), windows[0].pieces.len()), (10, 1));
+    }
+
+    #[test]
+    fn pieces_of_sparse_files_lie_where_there_is_data() {
+        let runs = [Run { offset: 100, len: 10 }, Run { offset: 500, len: 5 }, Run { offset: 900, len: 50 }];
+        let of = |offset, len| in_file(&runs, Run { offset, len }).map(|run| (run.offset, run.len)).collect::<Vec<_>>();
+        assert_eq!(of(0, 65), [(100, 10), (500, 5), (900, 50)]);
+        assert_eq!(of(3, 10), [(103, 7), (500, 3)]);
+        assert_eq!(of(12, 20), [(502, 3), (900, 17)]);
+        assert_eq!(of(15, 1), [(900, 1)]);
+        assert!(of(7, 0).is_empty());
+        assert_eq!(in_file(&[], Run { offset: 7, len: 9 }).collect::<Vec<_>>(), [Run { offset: 7, len: 9 }]);
+        let mut census = Census::new(Instant::now(), &Silent);
+        let runs = [Run { offset: 1 << 30, len: 6 << 20 }, Run { offset: 2 << 30, len: 6 << 20 }];
+        census.add(b"image", 12 << 20, &runs);
+        let windows = census.windows();
+        let pieces: Vec<_> = windows.iter().flat_map(|window| &window.pieces).collect();
+        assert!(pieces.iter().all(|(_, at, len)| runs.iter().any(|run| run.offset <= *at && at + len <= run.end())));
+        assert_eq!(pieces.iter().map(|(_, _, len)| len).sum::<u64>(), 12 << 20);
     }
 }

@@ -1,13 +1,10 @@
 //! Which settings are tried on the sample, how much of it each gets, and how often.
 
-use std::{
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use super::{
     Outcome, Request,
-    measure::{self, Trial, WriteRate},
+    measure::{self, Corner, Trial, WriteRate},
     predict::{self, Choice, Facts, Likeness, Wish},
     sample::{self, Sample, Totals},
 };
@@ -17,7 +14,6 @@ use crate::{
     format::codec::Codec,
     model::units::show_size,
     monitor::Monitor,
-    volume::Store,
 };
 
 /// Of the time for trials, what is kept for measuring again: machines are faster at one time than at another.
@@ -107,22 +103,17 @@ impl<'a> Trials<'a> {
     /// What writing costs beside all else: the sample is stored as it is on the volume, and what that takes longer than going nowhere
     /// is the volume's, as long as it is not the volume that holds it up.
     #[expect(clippy::cast_precision_loss, reason = "speeds")]
-    pub fn writing(
-        &mut self,
-        rate: &mut WriteRate,
-        (store, dir): (&Arc<dyn Store>, &str),
-        time: Duration,
-    ) -> Result<()> {
+    pub fn writing(&mut self, rate: &mut WriteRate, corner: &Corner<'_>, time: Duration) -> Result<()> {
         let (until, settings) = (Instant::now() + time, self.usual(Codec::None));
-        // As with the noise: no more than a share of what is free.
-        let room = store.free_bytes()?.map_or(u64::MAX, |free| free / measure::FREE_SHARE);
+        let room = corner.room()?;
         let fits = |count: &usize| self.sample.bytes(*count).0 <= room;
         let Some(count) = (1..=self.references[0].count).rev().find(fits) else { return Ok(()) };
         let mut found = Vec::new();
-        for round in 0..ROUNDS {
+        for _ in 0..ROUNDS {
             let quiet = (self.monitor, until);
             let nowhere = measure::trial(self.sample, count, settings, quiet);
-            let there = measure::store(self.sample, count, settings, (store, &format!("{dir}{round}-")), quiet);
+            let there = measure::store(self.sample, count, settings, (corner.store, &corner.dir()), quiet);
+            corner.clear()?;
             let (nowhere, there) = match (nowhere, there) {
                 (Ok(nowhere), Ok(there)) => (nowhere, there),
                 (Err(e), _) | (_, Err(e)) if measure::is_late(&e) => break,
@@ -270,8 +261,7 @@ impl<'a> Trials<'a> {
         let best = |wish| predict::best(&choices, wish, frame_size).cloned().ok_or_else(no_time);
         let middles = self.middles();
         let present = middles.iter().find(|trial| is_same(&trial.settings, &self.request.present));
-        let present = present.unwrap_or(&middles[0]);
-        let present = predict::predict(present, like(present), &facts);
+        let present = present.map(|trial| predict::predict(trial, like(trial), &facts));
         let reference = &self.references[0];
         let content = reference.content_bytes as f64;
         let share = content / reference.plain_bytes.max(1) as f64;
@@ -281,6 +271,7 @@ impl<'a> Trials<'a> {
             read_bytes_per_second: share / self.read_a_byte.max(1e-12),
             hash_bytes_per_second: 1.0 / (reference.cost().hash / share).max(1e-12),
             write_bytes_per_second: write_rate.map(|rate| rate.bytes_per_second),
+            frame_size,
             skipped: self.skipped.clone(),
             present,
             fastest: best(Wish::Fastest)?,
