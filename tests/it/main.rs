@@ -34,6 +34,7 @@ mod increments;
 mod interop;
 mod kernel;
 mod lease;
+mod lost_records;
 mod medium;
 mod memory;
 mod model;
