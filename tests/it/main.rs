@@ -53,6 +53,7 @@ mod run;
 mod runbook;
 mod s3;
 mod s3_access;
+mod s3_credentials;
 mod s3_faults;
 mod s3_signals;
 mod sources;
