@@ -57,6 +57,55 @@ impl Keys {
     }
 }
 
+#[test]
+fn a_token_is_sent_where_there_is_one_and_only_with_its_keys() {
+    let keys = Keys::new("s3-token");
+    let is_none = |about: &str| assert!(keys.sent().iter().all(Option::is_none), "{about}");
+    keys.with("").run().ok();
+    is_none("an empty one of the environment");
+    let text = format!("aws_access_key_id = {}\naws_secret_access_key = {}\n", keys.id, keys.secret);
+    let plain = keys.file("credentials", &text);
+    let shared = keys.file("shared", &format!("[default]\n{text}"));
+    keys.bare().env("AWS_SHARED_CREDENTIALS_FILE", &shared).env("AWS_SESSION_TOKEN", "another's").run().ok();
+    is_none("of a shared file, beside another's");
+    let config = format!(
+        "[volume.a]\nurl = '{}'\ncredentials_file = '{}'\n[defaults]\nvolume = 'a'\n",
+        keys.world.named().display(),
+        plain.display()
+    );
+    let config = keys.file("bk.toml", &config);
+    let configured =
+        || keys.bare().without("BK_VOLUME").env("BK_CONFIG", &config).env("AWS_SESSION_TOKEN", "another's");
+    configured().run().ok();
+    is_none("of a configured file, beside another's");
+    fs::write(&plain, format!("{text}aws_session_token = its-own\n")).unwrap();
+    configured().run();
+    assert!(keys.sent().iter().all(|token| token.as_deref() == Some("its-own")));
+    // One that ends as a line does is that line.
+    for token in ["of-the-session\n", " of-the-session\r\n"] {
+        keys.with(token).run();
+        assert!(keys.sent().iter().all(|token| token.as_deref() == Some("of-the-session")));
+    }
+    let id = format!("{}\n", keys.id);
+    keys.with("").env("AWS_ACCESS_KEY_ID", id).run().ok();
+    for (name, bad) in [("AWS_SESSION_TOKEN", "of\nthe session"), ("AWS_ACCESS_KEY_ID", "k\u{e9}y")] {
+        let ran = keys.with("").env(name, bad).run().code_is(&[exit::USAGE]).says(name);
+        assert!(!ran.said().contains(bad), "{}", ran.show());
+    }
+    fs::write(&plain, format!("{text}aws_session_token = its\u{1}own\n")).unwrap();
+    configured().run().code_is(&[exit::USAGE]).says("aws_session_token");
+}
+
+#[test]
+fn requests_are_signed() {
+    let keys = Keys::new("s3-unsigned");
+    keys.with("").env("AWS_SKIP_SIGNATURE", "false").run().ok();
+    for yes in ["true", "1", "Yes"] {
+        let ran = keys.with("").env("AWS_SKIP_SIGNATURE", yes).run();
+        ran.code_is(&[exit::USAGE]).says("AWS_SKIP_SIGNATURE");
+    }
+}
+
 /// A container's credentials, good for a few minutes more, so that they are asked for at each request; those asked for
 /// within `none` are not given.
 fn container(keys: &Keys, none: std::ops::Range<usize>) -> (String, Arc<AtomicUsize>) {
