@@ -24,6 +24,7 @@ mod damage;
 mod devices;
 mod examples;
 mod expiry;
+mod expiry_time;
 mod floors;
 mod gates;
 mod golden;
