@@ -147,7 +147,12 @@ pub fn run(data: &[u8]) {
 
     let volume = open_on(Arc::new(store), "memory".into()).expect("a volume");
     let name: bk::model::ids::SnapshotName = "f/2".parse().expect("a name");
-    let _ = verify::run(&volume, &verify::Options { snapshot: None, depth: Depth::Data, threads: 1 }, &Silent);
+    let _ = verify::run(
+        &volume,
+        &verify::Options { snapshot: None, depth: Depth::Data, threads: 1 },
+        &bk::clock::System,
+        &Silent,
+    );
     let _ = ls::run(&volume, &ls::Options { snapshot: name.clone(), path: vec![], recursive: true }, &mut |_| Ok(()));
     let what = cat::What::Path(b"long".to_vec());
     let options = cat::Options { snapshot: name.clone(), what, range: Some((0, Some(1 << 20))), threads: 1 };

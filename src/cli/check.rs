@@ -2,6 +2,7 @@
 
 use super::{Context, Ended};
 use crate::{
+    clock::System,
     config::{meaning, typed::VerifyArgs},
     engine::read::check::Depth,
     error::Result,
@@ -24,7 +25,7 @@ pub fn run(context: &Context<'_>, args: &VerifyArgs) -> Result<Ended> {
         None => context.volume_itself()?,
     };
     let progress = context.progress("verify");
-    let outcome = verify::run(&volume, &options, &progress)?;
+    let outcome = verify::run(&volume, &options, &System, &progress)?;
     let seconds = progress.elapsed().as_secs_f64();
     drop(progress);
     if context.out.is_json() {

@@ -104,7 +104,23 @@ fn parse(text: &str, profile: Option<&str>) -> Result<Keys> {
     };
     let found = sections.into_iter().rev().find_map(|section| Some((section.id?, section.secret?, section.token)));
     let (id, secret, token) = found.ok_or_else(|| Error::usage(none))?;
-    Ok(Keys { id, secret, token })
+    made(&id, &secret, token, ["aws_access_key_id", "aws_session_token"])
+}
+
+/// Keys as they are sent: without white space around them, and without a token that is empty.
+///
+/// # Errors
+///
+/// Id or token, which go into headers, hold what cannot stand there; `names` are theirs.
+pub fn made(id: &str, secret: &str, token: Option<String>, names: [&str; 2]) -> Result<Keys> {
+    let id = id.trim().to_owned();
+    let token = token.map(|token| token.trim().to_owned()).filter(|token| !token.is_empty());
+    for (name, value) in names.into_iter().zip([Some(&id), token.as_ref()]) {
+        if value.is_some_and(|value| !value.bytes().all(|byte| byte.is_ascii_graphic())) {
+            return Err(Error::usage(format!("{name} holds white space, control characters, or what is not ASCII")));
+        }
+    }
+    Ok(Keys { id, secret: secret.trim().to_owned(), token })
 }
 
 #[cfg(test)]

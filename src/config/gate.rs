@@ -245,6 +245,10 @@ impl Gate {
             GateKind::Patroni { url, .. } if !url.starts_with("http://") && !url.starts_with("https://") => {
                 return Err(format!("`url = \"{url}\"` is not http://HOST:PORT or https://HOST:PORT"));
             }
+            // Not shown: it would be in every message of the gate, too.
+            GateKind::Patroni { url, .. } if authority(url).contains('@') => {
+                return Err("`url` holds a name or a password: what is asked of Patroni (GET) wants none".to_owned());
+            }
             GateKind::Command { skip_codes, .. } if skip_codes.iter().any(|code| !(1..=255).contains(code)) => {
                 return Err("`skip_codes` are 1 to 255".to_owned());
             }
@@ -264,6 +268,12 @@ impl Gate {
         }
         Ok(())
     }
+}
+
+/// What stands before the path of a URL.
+fn authority(url: &str) -> &str {
+    let rest = url.split_once("://").map_or(url, |(_, rest)| rest);
+    rest.split(['/', '?', '#']).next().unwrap_or_default()
 }
 
 #[cfg(test)]
@@ -292,11 +302,13 @@ mod tests {
             ("kind = 'command'\ncommand = ['a']\nskip_codes = [0]", "1 to 255"),
             ("kind = 'lease'\ncommand = ['a']", "is for kind"),
             ("kind = 'patroni'\nurl = 'localhost'", "http://"),
+            ("kind = 'patroni'\nurl = 'http://user:s3cr3t@host:8008'", "a password"),
+            ("kind = 'patroni'\nurl = 'https://token@host'", "a password"),
             ("kind = 'always'\nrequire_replica = true", "require_replica"),
             ("kind = 'always'\ntires = 3", "unknown field `tires`"),
         ] {
             let error = read(text).unwrap_err();
-            assert!(error.contains(why), "{text}: {error}");
+            assert!(error.contains(why) && !error.contains("s3cr3t"), "{text}: {error}");
         }
     }
 }

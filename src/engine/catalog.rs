@@ -114,17 +114,29 @@ pub fn find(volume: &Volume, name: &SnapshotName) -> Result<Snapshot> {
 }
 
 /// Finds the snapshot a user named in a log that was read; `shown` is the volume in messages.
+///
+/// A record that is missing or cannot be read may have been any: of one that was named by its number, and of the latest when
+/// the record is newer, it is an integrity error.
 pub fn find_in<'a>(log: &'a JobLog, name: &SnapshotName, shown: &str) -> Result<&'a State> {
+    let fault_of = |seq: u64| {
+        let mut faults = log.faults.iter().map(ToString::to_string);
+        let fault = faults.find(|fault| fault.contains(&format!("{seq:020}")));
+        fault.unwrap_or_else(|| format!("{} cannot be read", record_key(&log.job, seq)))
+    };
     let found = match name.which {
-        Which::Seq(seq) => {
-            if log.unread.contains(&seq) {
-                let mut faults = log.faults.iter().map(ToString::to_string);
-                let fault = faults.find(|fault| fault.contains(&format!("{seq:020}")));
-                return Err(Error::integrity(fault.unwrap_or_else(|| format!("{name} cannot be read"))));
+        Which::Seq(seq) if log.unread.contains(&seq) => return Err(Error::integrity(fault_of(seq))),
+        Which::Seq(seq) => log.state(seq),
+        Which::Latest(back) => {
+            let found = log.live_states().rev().nth(usize::try_from(back).unwrap_or(usize::MAX));
+            if let Some(seq) = log.unread_after(found.map_or(0, |state| state.snapshot.seq)) {
+                let error = Error::integrity(format!("which snapshot {name} is cannot be told: {}", fault_of(seq)));
+                return Err(error.with_hint(match log.live().next_back() {
+                    Some(newest) => format!("the newest that can be read is {}/{}", log.job, newest.seq),
+                    None => "`bk verify` shows all that is wrong".to_owned(),
+                }));
             }
-            log.state(seq)
+            found
         }
-        Which::Latest(back) => log.live_states().rev().nth(usize::try_from(back).unwrap_or(usize::MAX)),
     };
     let hint = "`bk list` shows what there is";
     match found {

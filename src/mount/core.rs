@@ -239,7 +239,7 @@ impl Core {
             Place::Job(job) => {
                 let job = self.top.job(job)?;
                 if name == b"latest" {
-                    return job.snaps.values().next_back().map(|newest| latest_attr(newest)).transpose();
+                    return job.latest().map(|newest| latest_attr(newest)).transpose();
                 }
                 let seq = std::str::from_utf8(name).ok().and_then(|name| name.split('-').next()?.parse::<u64>().ok());
                 let snap = seq.and_then(|seq| job.snaps.get(&seq)).filter(|snap| snap.name.as_bytes() == name);

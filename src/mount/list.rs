@@ -79,7 +79,7 @@ impl Core {
     fn list_snaps(&self, job: u64, from: u64, put: Put<'_>) -> Answer<()> {
         let job = self.top.job(job)?;
         if from < AFTER_SPECIAL
-            && let Some(newest) = job.snaps.values().next_back()
+            && let Some(newest) = job.latest()
             && put(b"latest", &super::core::latest_attr(newest)?, AFTER_SPECIAL)
         {
             return Ok(());

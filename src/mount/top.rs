@@ -61,6 +61,15 @@ pub struct Job {
     newest: u64,
 }
 
+impl Job {
+    /// The snapshot that `latest` leads to: none where a newer one may be, whose record cannot be read.
+    pub fn latest(&self) -> Option<&Arc<Snap>> {
+        let (seq, newest) = self.snaps.last_key_value()?;
+        let is_known = self.log.as_ref().is_none_or(|log| log.unread_after(*seq).is_none());
+        is_known.then_some(newest)
+    }
+}
+
 #[derive(Default)]
 struct State {
     listed_at: Option<Instant>,

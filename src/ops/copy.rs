@@ -4,7 +4,10 @@
 //! write `RESTORE.txt` → commit. A copy that ends early leaves what it carried: the next one goes on with it, or a sweep
 //! takes it a day after its last object. Objects of a copy are never deleted here: another copy of the same snapshot may be using them.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    cell::RefCell,
+    collections::{BTreeMap, BTreeSet},
+};
 
 use serde::Serialize;
 
@@ -116,6 +119,7 @@ pub fn run(
         monitor,
         logs: BTreeMap::new(),
         failed: BTreeSet::new(),
+        looked_at: RefCell::default(),
         outcome: Outcome::default(),
     };
     for what in &request.what {
@@ -154,6 +158,8 @@ struct Copy<'a> {
     logs: BTreeMap<Name, JobLog>,
     /// Snapshots that could not be copied: nor can what needs them.
     failed: BTreeSet<(Name, u64)>,
+    /// Runs of the target whose objects were looked at, and whether they are all there.
+    looked_at: RefCell<BTreeMap<RunId, bool>>,
     outcome: Outcome,
 }
 
@@ -216,9 +222,13 @@ impl Copy<'_> {
         let to = self.request.to_job.clone().unwrap_or_else(|| job.clone());
         let origin = self.origin(&states, &state);
         let there = catalog::read(self.target, &to)?;
-        // One whose base is gone is worth nothing: it is copied again.
-        let is_good = |found: &State| found.is_live() && there.chain(&found.snapshot).is_ok();
-        let good = there.states.iter().rfind(|found| self.is_of(found, &origin) && is_good(found));
+        let mut good = None;
+        for found in there.states.iter().rev().filter(|found| found.is_live() && self.is_of(found, &origin)) {
+            if self.is_good(&there, &found.snapshot)? {
+                good = Some(found);
+                break;
+            }
+        }
         let newest = || there.states.iter().rfind(|found| self.is_of(found, &origin));
         if let Some(found) = good.or_else(|| newest().filter(|found| !found.is_live() && !is_named)) {
             let outcome = if found.is_live() { "there" } else { "expired" };
@@ -276,6 +286,34 @@ impl Copy<'_> {
         }
     }
 
+    /// Whether all that a snapshot of the target needs is there. What is not whole is worth nothing: it is copied again.
+    fn is_good(&self, log: &JobLog, snapshot: &Snapshot) -> Result<bool> {
+        let Ok(chain) = log.chain(snapshot) else { return Ok(false) };
+        for member in &chain {
+            if !self.is_whole(member)? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// Whether the objects of a snapshot of the target are there, by their names and lengths. One that expires meanwhile is
+    /// not damaged: the log tells.
+    fn is_whole(&self, snapshot: &Snapshot) -> Result<bool> {
+        let known = self.looked_at.borrow().get(&snapshot.run_id).copied();
+        if let Some(is_whole) = known {
+            return Ok(is_whole);
+        }
+        let damage = catalog::damage(self.target, snapshot)?;
+        let is_whole = damage.is_none() || catalog::expired_by(self.target, snapshot).is_some();
+        if let Some(what) = damage.filter(|_| !is_whole) {
+            let Snapshot { job, seq, .. } = snapshot;
+            self.monitor.warn(&format!("{job}/{seq} on {} is damaged and copied again: {what}", self.target.shown));
+        }
+        self.looked_at.borrow_mut().insert(snapshot.run_id, is_whole);
+        Ok(is_whole)
+    }
+
     /// A member of a chain at the target: as it is there, or copied now over `chain`.
     fn member(&mut self, to: &Name, member: &State, origin: &CopiedFrom, chain: &[There]) -> Result<There> {
         let log = catalog::read(self.target, to)?;
@@ -290,12 +328,14 @@ impl Copy<'_> {
                 None => return Err(Error::integrity(format!("{to}/{} is not in the log", snapshot.seq))),
             }
         }
-        let found = log.live_states().find(|state| {
+        let is_it = |state: &&State| {
             let base = state.snapshot.base.as_ref().map(|base| base.digest);
             self.is_of(state, origin) && base == chain.last().map(|base| base.digest)
-        });
-        if let Some(state) = found {
-            return Ok(There { snapshot: state.snapshot.clone(), digest: state.digest });
+        };
+        for state in log.live_states().filter(is_it) {
+            if self.is_whole(&state.snapshot)? {
+                return Ok(There { snapshot: state.snapshot.clone(), digest: state.digest });
+            }
         }
         let source = format!("{}/{}", member.snapshot.job, member.snapshot.seq);
         let named = |e: Error| {

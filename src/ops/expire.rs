@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::Serialize;
 
+use super::orphans;
 use crate::{
     clock::Clock,
     engine::{
@@ -17,7 +18,7 @@ use crate::{
     error::{Error, Kind, Result},
     format::{
         change::{Expire, NAMES_MAX, RunName, Sweep},
-        layout::{INDEX_NAME, RESTORE_NAME, run_dir, runs_dir},
+        layout::{run_dir, runs_dir},
     },
     model::{
         ids::{Name, RunId},
@@ -32,7 +33,7 @@ use crate::{
 /// far it is every few seconds.
 pub const SWEEP_GRACE_SECONDS: u64 = 24 * 3600;
 
-/// More runs than this that look whole and have no record are not swept without a yes.
+/// More runs than this that look whole, have no record and were killed are not swept without a yes.
 const WHOLE_ORPHANS_MAX: usize = 1;
 
 /// What is asked for.
@@ -92,6 +93,8 @@ pub struct Outcome {
 
 /// Expires what is past its time. An error of one job does not stop the others.
 pub fn run(volume: &Volume, request: &Request, clock: &dyn Clock, monitor: &dyn Monitor) -> Result<Outcome> {
+    // What is listed is as old as the listing when its turn comes, however long that takes.
+    let unix_ms = clock.unix_ms();
     let prefix = request.job.as_ref().map_or_else(|| "data/".to_owned(), |job| format!("data/{job}/"));
     let items = volume.store.list(&prefix)?;
     let prefix = request.job.as_ref().map_or_else(|| "runs/".to_owned(), runs_dir);
@@ -108,8 +111,6 @@ pub fn run(volume: &Volume, request: &Request, clock: &dyn Clock, monitor: &dyn 
     for job in jobs {
         let lying = catalog::runs(&items, &job);
         let notes = catalog::notes(&notes, &job);
-        // Each by its own: what others wrote while an earlier job took hours is not ahead of time.
-        let unix_ms = clock.unix_ms();
         let mut one = Job { volume, request, job, lying, notes, clock, unix_ms, monitor, outcome: &mut outcome };
         if let Err(e) = one.run() {
             if matches!(e.kind(), Kind::Signal(_)) {
@@ -129,8 +130,9 @@ struct Job<'a> {
     lying: BTreeMap<RunId, Vec<Item>>,
     /// What lies below `runs/`, likewise.
     notes: BTreeMap<RunId, Vec<Item>>,
+    /// Asked anew for each record: what others wrote while an earlier job took hours is not ahead of time.
     clock: &'a dyn Clock,
-    /// When its turn came.
+    /// Before that was listed.
     unix_ms: u64,
     monitor: &'a dyn Monitor,
     outcome: &'a mut Outcome,
@@ -181,14 +183,22 @@ impl Job<'_> {
         Ok(())
     }
 
+    /// Now, if this node's clock and the store's agree.
+    fn now(&self) -> Result<Instant> {
+        let now = self.clock.now()?;
+        expiry::check_clocks(now, self.volume.store.now())?;
+        Ok(now)
+    }
+
     fn plan(&self, log: &JobLog) -> Result<Plan> {
+        log.sound()?;
         let request = self.request;
-        let options = expiry::Options { now: self.clock.now()?, allow_last: request.allow_last, yes: request.yes };
+        let options = expiry::Options { now: self.now()?, allow_last: request.allow_last, yes: request.yes };
         expiry::plan(log, &unusable(log, &self.lying), options)
     }
 
     fn author(&self) -> Result<Author> {
-        Ok(Author { node: self.request.node.clone(), at: self.clock.now()? })
+        Ok(Author { node: self.request.node.clone(), at: self.now()? })
     }
 
     /// What is past its time, whether it goes or stays.
@@ -207,14 +217,14 @@ impl Job<'_> {
     /// Records that runs which never ended cannot be recorded any more.
     fn sweep(&mut self, log: &mut JobLog) -> Result<()> {
         log.sound()?;
-        expiry::check_clock(log, self.clock.now()?)?;
+        expiry::check_clock(log, self.now()?)?;
         let (found, kept) = self.orphans(log);
         if self.request.dry_run {
             self.outcome.swept += found.len() as u64;
         } else if !found.is_empty() {
             let (after, what) = catalog::change(self.volume, &self.job, &self.author()?, |log| {
                 log.sound()?;
-                expiry::check_clock(log, self.clock.now()?)?;
+                expiry::check_clock(log, self.now()?)?;
                 let runs = self.orphans(log).0;
                 Ok((!runs.is_empty()).then_some(Sweep { runs }))
             })?;
@@ -224,26 +234,28 @@ impl Job<'_> {
         if kept == 0 {
             return Ok(());
         }
-        let what =
-            format!("{kept} runs of {} look whole, but no record names them: has the log lost records?", self.job);
+        let what = match kept {
+            1 => format!("a run of {} looks whole, but no record names it: has the log lost records?", self.job),
+            _ => format!("{kept} runs of {} look whole, but no record names them: has the log lost records?", self.job),
+        };
         Err(Error::usage(what).with_hint("bring back what is missing below log/; `--yes` sweeps these runs"))
     }
 
     /// Runs that no record names and that are old enough, and how many more are kept since they look whole.
     ///
-    /// A run that stored everything and did not commit is rare: several at once are snapshots whose records are gone.
+    /// A run that stored everything and was killed before its commit is rare: several at once are snapshots whose records are
+    /// gone, and so is a single one that was not killed.
     fn orphans(&self, log: &JobLog) -> (Vec<RunName>, usize) {
-        let is_whole = |items: &[Item]| {
-            [INDEX_NAME, RESTORE_NAME].iter().all(|name| items.iter().any(|item| item.key.ends_with(name)))
-        };
         // A copy that was noted and not ended has another where it came from.
         let is_copy = |run: &RunId| {
             let name = |item: &Item| item.key.rsplit('/').next().is_some_and(|name| name.starts_with("copy."));
             self.notes.get(run).is_some_and(|items| items.iter().any(name))
         };
         let orphans = self.lying.iter().filter(|(run, _)| !log.knows(**run) && self.is_over(**run));
-        let (whole, half): (Vec<_>, Vec<_>) = orphans.partition(|(run, items)| is_whole(items) && !is_copy(run));
-        let keep = whole.len() > WHOLE_ORPHANS_MAX && !self.request.yes;
+        let (whole, half): (Vec<_>, Vec<_>) =
+            orphans.partition(|(run, items)| orphans::is_whole(items) && !is_copy(run));
+        let is_lost = |(run, _): &(&RunId, &Vec<Item>)| !self.notes.contains_key(*run);
+        let keep = (whole.len() > WHOLE_ORPHANS_MAX || whole.iter().any(is_lost)) && !self.request.yes;
         let kept = if keep { whole.len() } else { 0 };
         let runs = half.into_iter().chain(whole.into_iter().filter(|_| !keep));
         (runs.take(NAMES_MAX).map(|(run, _)| RunName(*run)).collect(), kept)
@@ -252,13 +264,13 @@ impl Job<'_> {
     /// Whether a run that no record names has ended, however it did: nothing of it is younger than the grace.
     fn is_over(&self, run: RunId) -> bool {
         let items = self.lying.get(&run).into_iter().chain(self.notes.get(&run)).flatten();
-        let last = items.filter_map(|item| item.stored_unix_ms).fold(run.unix_ms(), u64::max);
-        last.saturating_add(self.request.sweep_grace.saturating_mul(1000)) <= self.unix_ms
+        orphans::last_ms(run, items).saturating_add(self.request.sweep_grace.saturating_mul(1000)) <= self.unix_ms
     }
 
-    /// Deletes what lies below `runs/` of runs that have ended: nothing depends on it.
+    /// Deletes what lies below `runs/` of runs that have ended. What was not swept keeps its notes: they tell that it was killed.
     fn tidy(&self, log: &JobLog) -> Result<()> {
-        let ended = self.notes.iter().filter(|(run, _)| log.knows(**run) || self.is_over(**run));
+        let is_over = |run: RunId| !self.lying.contains_key(&run) && self.now().is_ok() && self.is_over(run);
+        let ended = self.notes.iter().filter(|(run, _)| log.knows(**run) || is_over(**run));
         let keys: Vec<String> = ended.flat_map(|(_, items)| items.iter().map(|item| item.key.clone())).collect();
         self.volume.store.delete_all(&keys)
     }

@@ -4,7 +4,7 @@ use std::{fmt::Write as _, io::Write as _, path::Path};
 
 use serde::Serialize;
 
-use super::{drill, expire::unusable, lease, status};
+use super::{drill, expire::unusable, lease, orphans, status};
 use crate::{
     clock::{Clock, System},
     engine::catalog::{self, State},
@@ -81,7 +81,8 @@ pub fn run(
         space.free.crit = space.free.crit.max(limits.free.crit);
         let log = catalog::read(volume, job)?;
         let items = volume.store.list(&format!("data/{job}/"))?;
-        let mut damaged = unusable(&log, &catalog::runs(&items, job));
+        let lying = catalog::runs(&items, job);
+        let mut damaged = unusable(&log, &lying);
         if !damaged.is_empty() {
             // What has gone since the log was read is not missing.
             let after = catalog::read(volume, job)?;
@@ -90,6 +91,10 @@ pub fn run(
         let found = health::job(&log, &damaged, &limits, now);
         health.findings.extend(found.findings);
         health.metrics.extend(found.metrics);
+        for run in orphans::lost(volume, &log, &lying, clock)? {
+            let what = format!("{run} of {job} looks whole, but no record names it: has the log lost records?");
+            health.find(Status::Warning, what);
+        }
         match drill::last(volume, job) {
             Ok(last) => {
                 let last = last.map(|one| Drilled {

@@ -12,6 +12,7 @@ pub mod lease;
 pub mod list;
 pub mod ls;
 pub mod mount;
+pub mod orphans;
 pub mod recover;
 pub mod restore;
 pub mod run;

@@ -1,15 +1,17 @@
-//! The run book of `bk verify`: the log, then every object of one snapshot or of all.
+//! The run book of `bk verify`: the log, what no log names, then every object of one snapshot or of all.
 
 use serde::Serialize;
 
+use super::orphans;
 use crate::{
+    clock::Clock,
     engine::{
         catalog,
         read::check::{self, Checked},
     },
     error::{Error, Result},
-    format::record::Snapshot,
-    model::ids::SnapshotName,
+    format::{layout::run_dir, record::Snapshot},
+    model::ids::{Name, SnapshotName},
     monitor::Monitor,
     volume::Volume,
 };
@@ -40,15 +42,23 @@ pub struct Outcome {
 }
 
 /// Checks one snapshot, or all of them and the logs. Goes on after a fault.
-pub fn run(volume: &Volume, options: &Options, monitor: &dyn Monitor) -> Result<Outcome> {
+pub fn run(volume: &Volume, options: &Options, clock: &dyn Clock, monitor: &dyn Monitor) -> Result<Outcome> {
     let mut outcome = Outcome::default();
     let mut snapshots: Vec<Snapshot> = Vec::new();
-    let jobs = match &options.snapshot {
+    // A job may have lost its whole log.
+    let items = if options.snapshot.is_some() { Vec::new() } else { volume.store.list("data/")? };
+    let mut jobs = match &options.snapshot {
         Some(name) => vec![name.job.clone()],
         None => catalog::jobs(volume)?,
     };
+    jobs.extend(catalog::jobs_of(&items));
+    jobs.sort();
+    jobs.dedup();
     for job in jobs {
         let log = catalog::read(volume, &job)?;
+        let lost = orphans::lost(volume, &log, &catalog::runs(&items, &job), clock)?;
+        let what = "it looks whole, but no record names it: has the log lost records?";
+        outcome.faults.extend(lost.into_iter().map(|run| Fault::new(run_dir(&job, run), "log", what)));
         outcome.faults.extend(log.faults.iter().map(|e| log_fault(&job, e)));
         let broken = log.live().filter_map(|snapshot| log.chain(snapshot).err());
         outcome.faults.extend(broken.map(|e| log_fault(&job, &e)));
@@ -88,6 +98,6 @@ pub fn run(volume: &Volume, options: &Options, monitor: &dyn Monitor) -> Result<
     Ok(outcome)
 }
 
-fn log_fault(job: &crate::model::ids::Name, error: &Error) -> Fault {
+fn log_fault(job: &Name, error: &Error) -> Fault {
     Fault::new(format!("log/{job}/"), "log", error.to_string())
 }

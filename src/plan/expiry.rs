@@ -75,6 +75,17 @@ pub fn check_clock(log: &JobLog, now: Instant) -> Result<()> {
     }
 }
 
+/// Checks this node's clock against the store's, where that is known.
+pub fn check_clocks(node: Instant, store: Option<Instant>) -> Result<()> {
+    match store {
+        Some(store) if store.0.as_second().abs_diff(node.0.as_second()) > SKEW_SECONDS_MAX.unsigned_abs() => {
+            Err(Error::new(Kind::Other, format!("it is {store} by the store's clock, {node} by this node's"))
+                .with_hint("a clock is wrong; nothing is deleted by such a clock"))
+        }
+        _ => Ok(()),
+    }
+}
+
 /// What happens to every live snapshot. `unusable` are those whose objects are not all there: they are no last chain.
 ///
 /// A damaged log and a wrong clock are errors.

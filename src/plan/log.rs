@@ -83,7 +83,7 @@ pub struct JobLog {
     pub swept: BTreeSet<RunId>,
     /// What is wrong with it: damaged records, gaps, broken links, names of what is not there.
     pub faults: Vec<Error>,
-    /// Records that are missing or could not be read: what they said is not known.
+    /// Records that are missing or could not be read, in rising order: what they said is not known.
     pub unread: Vec<u64>,
     /// How many records there are.
     pub records: u64,
@@ -203,6 +203,11 @@ impl JobLog {
     pub fn state(&self, seq: u64) -> Option<&State> {
         let at = self.states.binary_search_by_key(&seq, |state| state.snapshot.seq).ok()?;
         Some(&self.states[at])
+    }
+
+    /// The newest record that is missing or could not be read, when it is newer than `seq`.
+    pub fn unread_after(&self, seq: u64) -> Option<u64> {
+        self.unread.last().copied().filter(|&unread| unread > seq)
     }
 
     /// The seq a new record gets, and the digest it follows. A newest record that cannot be read is an integrity error.

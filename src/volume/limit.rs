@@ -19,6 +19,8 @@ use crate::{
 const SLACK: Duration = Duration::from_millis(100);
 /// A signal is looked for this often.
 const LOOK: Duration = Duration::from_millis(100);
+/// What is paid for in one piece takes a second divided by this, so that who wants little need not wait for one who wants much.
+const SLICES: u64 = 10;
 
 /// When all that was taken is paid for, since some beginning.
 #[derive(Debug)]
@@ -50,13 +52,23 @@ impl Way {
         Arc::new(Self { began_at: Instant::now(), meter, stop: stop.clone() })
     }
 
-    /// Waits until `len` more bytes are due.
+    /// Waits until `len` more bytes are due: slice by slice, each in turn with those of others.
     fn pay(&self, len: usize) -> Result<()> {
         let Some(meter) = &self.meter else { return Ok(()) };
-        let mut left = {
-            let mut meter = meter.lock().unwrap_or_else(PoisonError::into_inner);
-            meter.take(self.began_at.elapsed(), len as u64)
-        };
+        let mut unpaid = len as u64;
+        while unpaid > 0 {
+            let left = {
+                let mut meter = meter.lock().unwrap_or_else(PoisonError::into_inner);
+                let slice = unpaid.min((meter.rate / SLICES).max(1));
+                unpaid -= slice;
+                meter.take(self.began_at.elapsed(), slice)
+            };
+            self.wait(left)?;
+        }
+        Ok(())
+    }
+
+    fn wait(&self, mut left: Duration) -> Result<()> {
         while !left.is_zero() {
             if let Some(signal) = self.stop.signal() {
                 return Err(Error::new(Kind::Signal(signal), "interrupted"));
@@ -191,6 +203,24 @@ impl Store for Limited {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn who_wants_little_is_not_kept_by_who_wants_much() {
+        let stop = Stop::default();
+        let way = Way::new(Some(10_000), &stop);
+        let is_paid = || way.meter.as_ref().unwrap().lock().unwrap().paid_until > Duration::ZERO;
+        std::thread::scope(|scope| {
+            // Twenty seconds, if nothing ends it.
+            let much = scope.spawn(|| way.pay(200_000));
+            while !is_paid() {
+                std::thread::yield_now();
+            }
+            way.pay(400).unwrap();
+            assert!(!much.is_finished());
+            stop.cell().store(15, std::sync::atomic::Ordering::Relaxed);
+            assert!(much.join().unwrap().is_err());
+        });
+    }
 
     #[test]
     fn what_is_taken_is_paid_by_time() {

@@ -80,7 +80,7 @@ fn found(store: &MemoryStore) -> Option<String> {
             return Some(e.to_string());
         }
     };
-    match verify::run(&volume, &options, &Silent) {
+    match verify::run(&volume, &options, &bk::clock::System, &Silent) {
         Ok(outcome) => {
             outcome.faults.first().map(|fault| format!("{} {}: {}", fault.object, fault.r#where, fault.what))
         }

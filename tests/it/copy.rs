@@ -163,6 +163,50 @@ fn to_s3_and_from_it() {
 }
 
 #[test]
+fn a_copy_that_was_damaged_is_copied_again() {
+    let world = World::new("copy-heals");
+    let (a, b) = (world.named(), second(&world, "b"));
+    let at_b = match &world.server {
+        Some(_) => world.volume.with_file_name(format!("{}-b", name_of(&world.path("")))),
+        None => PathBuf::from(&b),
+    };
+    fill(&world);
+    take(&world, &a, 0, 0);
+    change(&world, 1);
+    take(&world, &a, 1, 1);
+    let copy = |words: &str, copied: u64| {
+        let ran = world.bk("copy --json").words(words).arg("--to").arg(&b).run().ok();
+        assert_eq!(result(&ran)["copied"].as_u64(), Some(copied), "{}", ran.show());
+    };
+    copy("t/1", 1);
+    // The base is damaged before its increment comes: it comes again, and the increment is put on that one.
+    let run = |n: usize| sorted(&at_b.join("data/t")).remove(n);
+    let (base, part) = (run(0), "tree-00000.tar.zst");
+    fs::remove_file(base.join(part)).unwrap();
+    copy("t/2", 2);
+    is_same(&world, (&a, "t/2"), (&b, "t/3"));
+    copy("t t/1 t/2", 0);
+    // Of a chain the upper end, then the lower one.
+    let (lower, upper) = (run(1), run(2));
+    let index = upper.join("index-00000.bki");
+    let bytes = fs::read(&index).unwrap();
+    fs::write(&index, &bytes[..bytes.len() - 1]).unwrap();
+    copy("t", 1);
+    is_same(&world, (&a, "t/2"), (&b, "t/4"));
+    fs::remove_file(lower.join(part)).unwrap();
+    copy("t/latest", 2);
+    is_same(&world, (&a, "t/1"), (&b, "t/5"));
+    is_same(&world, (&a, "t/2"), (&b, "t/6"));
+    copy("t", 0);
+    // What expired there is not brought back by that.
+    on(&world, &b, "expire --set t/6 2001-01-01T00:00:00Z").run().ok();
+    on(&world, &b, "expire --set t/4 2001-01-01T00:00:00Z").run().ok();
+    on(&world, &b, "expire --set t/3 2001-01-01T00:00:00Z").run().ok();
+    on(&world, &b, "expire --yes").run().ok();
+    copy("t", 0);
+}
+
+#[test]
 fn the_objects_are_the_same_and_restore_without_bk() {
     let me = "the_objects_are_the_same_and_restore_without_bk";
     if !need(me, &["tar", "zstd", "python3"]) || std::env::var_os("BK_TEST_VOLUME").is_some() {

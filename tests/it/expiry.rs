@@ -469,7 +469,7 @@ fn what_goes_while_it_is_verified_is_no_fault() {
         let other = volume.clone();
         let meanwhile = Meanwhile::new(move || goes(&other, "j/2"));
         let options = verify::Options { snapshot: None, depth, threads: 1 };
-        let outcome = verify::run(&volume, &options, &meanwhile).unwrap();
+        let outcome = verify::run(&volume, &options, &bk::clock::System, &meanwhile).unwrap();
         assert!(outcome.faults.is_empty(), "{:?}", outcome.faults);
         assert_eq!(world.list(), ["j/1", "j/3"]);
         // What is really damaged is found all the same.
@@ -478,7 +478,7 @@ fn what_goes_while_it_is_verified_is_no_fault() {
         fs::write(&index, &bytes[..bytes.len() - 1]).unwrap();
         let other = volume.clone();
         let meanwhile = Meanwhile::new(move || goes(&other, "j/1"));
-        let outcome = verify::run(&volume, &options, &meanwhile).unwrap();
+        let outcome = verify::run(&volume, &options, &bk::clock::System, &meanwhile).unwrap();
         assert!(!outcome.faults.is_empty());
         assert!(
             outcome.faults.iter().all(|fault| fault.object.contains(&name_of(index.parent().unwrap()))),
@@ -497,7 +497,7 @@ fn a_snapshot_verified_alone_that_goes_is_lost() {
     let other = volume.clone();
     let meanwhile = Meanwhile::new(move || goes(&other, "j/2"));
     let options = verify::Options { snapshot: Some("j/2".parse().unwrap()), depth: verify::Depth::Data, threads: 1 };
-    let error = verify::run(&volume, &options, &meanwhile).unwrap_err();
+    let error = verify::run(&volume, &options, &bk::clock::System, &meanwhile).unwrap_err();
     assert_eq!(error.kind(), Kind::Lost, "{error}");
     assert!(error.to_string().contains("j/2 was expired on"), "{error}");
 }

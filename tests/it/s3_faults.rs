@@ -268,7 +268,7 @@ fn a_failed_listing_is_never_an_empty_one() {
         for words in ["list", "verify --quick", "expire --yes --allow-last --sweep-grace 0"] {
             scene.reset();
             // Only listings fail, all of them.
-            let asks = Request { method: "GET".into(), target: "/?list-type=2".into(), has_range: false };
+            let asks = Request { method: "GET".into(), target: "/?list-type=2".into(), has_range: false, token: None };
             assert!(fault.fits(&asks));
             // Opening is one GET; the listing of the log is next.
             scene.proxy.plan(2, usize::MAX, fault);

@@ -93,7 +93,7 @@ fn a_server_that_went_away_ends_a_verify() {
     let (world, proxy) = world("s3-gone");
     proxy.pass();
     // What cannot be reached is no fault in what is stored, and one part of many says it.
-    proxy.plan(6, usize::MAX, Fault::ResetBefore);
+    proxy.plan(7, usize::MAX, Fault::ResetBefore);
     let verify = world.bk("verify").env("AWS_ENDPOINT_URL", &proxy.endpoint).env("BK_TEST_S3_TIMEOUT_MS", "300");
     let ran = verify.run().code_is(&[exit::VOLUME]).says("cannot read");
     assert!(!ran.said().contains("faults"), "{}", ran.show());

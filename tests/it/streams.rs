@@ -2,6 +2,7 @@
 
 use std::fs;
 
+use crate::support::proxy::{Proxy, Request};
 use crate::support::rng::Rng;
 use crate::support::tools::{need, shell_ok};
 use crate::support::{Bk, World, exit, sorted};
@@ -123,6 +124,28 @@ fn an_empty_stream_is_a_failure() {
     assert!(world.list().is_empty());
     world.bk("snapshot --job db --stdin dump").stdin("x").run().ok();
     assert_eq!(cat(&world, "db/latest", "dump"), b"x");
+}
+
+#[test]
+fn a_run_whose_source_failed_finishes_nothing() {
+    let world = World::on_s3("s3-failed-source");
+    let proxy = Proxy::before(&world.server.as_ref().unwrap().endpoint);
+    let bk = |words: &str| world.bk(words).small().env("AWS_ENDPOINT_URL", &proxy.endpoint);
+    let options = "--frame-size 16KiB --part-size 64KiB --compression none";
+    // The fifth part is the one that is not full.
+    let ends = ["/stream-db-00004", "/index-"];
+    let is_end = |request: &&Request| request.method == "PUT" && ends.iter().any(|end| request.target.contains(end));
+    for threads in [1, 2, 4] {
+        proxy.pass();
+        let ran = bk(&format!("snapshot --job db {options} --threads {threads}"));
+        let ran = ran.words("-- sh -c").arg("head -c 300000 /dev/urandom; exit 7").run().code_is(&[exit::ERROR]);
+        let seen = proxy.seen();
+        assert!(!seen.iter().any(|request| is_end(&request)), "{seen:?}\n{}", ran.show());
+    }
+    proxy.pass();
+    bk(&format!("snapshot --job db {options} -- head -c 300000 /dev/urandom")).run().ok();
+    assert_eq!(proxy.seen().iter().filter(is_end).count(), 2);
+    bk("verify --data").run().ok();
 }
 
 #[test]

@@ -83,7 +83,7 @@ pub fn run<T>(
             });
         }
         let storing = scope.spawn(move || {
-            let stored = store(writer, &sealed_in, &stored_free).map(|stored| {
+            let stored = store(writer, &sealed_in, &stored_free, failure).map(|stored| {
                 stored.map(|(stored, spent)| {
                     ledger.note(spent, Ran::of_thread());
                     stored
@@ -102,6 +102,7 @@ pub fn run<T>(
             ledger.note(framer.spent(), Ran::default());
             filled
         });
+        let filled = filled.map_err(|e| failure.keep::<()>(Err(e)));
         if filled.is_ok() {
             failure.keep(own.run());
         }
@@ -115,9 +116,9 @@ pub fn run<T>(
     });
     let profile = ledger.profile(started_at.elapsed().as_secs_f64(), settings.threads);
     match (failure.into_first(), filled, stored) {
-        (Some(error), _, _) | (None, Err(error), _) => Err(error),
+        (Some(error), _, _) => Err(error),
         (None, Ok(filled), Ok(Ok(Some(stored)))) => Ok((filled, stored, profile)),
-        (None, Ok(_), _) => Err(Error::new(Kind::Other, "a thread of the pipeline ended early")),
+        (None, _, _) => Err(Error::new(Kind::Other, "a thread of the pipeline ended early")),
     }
 }
 
@@ -283,21 +284,28 @@ impl Worker {
     }
 }
 
-/// Stores frames in their order. `None` when the others ended before their end was reached.
+/// Stores frames in their order. `None` when another has failed: all that is stored goes then, and no more is worth waiting for.
 fn store(
     mut writer: PartWriter,
     frames: &Receiver<(u64, Sealed)>,
     free: &Sender<Vec<u8>>,
+    failure: &Failure,
 ) -> Result<Option<(Stored, Spent)>> {
     let mut early = BTreeMap::new();
     let mut next = 0;
     while let Ok((number, sealed)) = frames.recv() {
         early.insert(number, sealed);
         while let Some(sealed) = early.remove(&next) {
+            if failure.is_set() {
+                return Ok(None);
+            }
             let buffer = writer.frame(sealed)?;
             let _ = free.send(buffer);
             next += 1;
         }
     }
-    if early.is_empty() { writer.finish().map(Some) } else { Ok(None) }
+    if failure.is_set() || !early.is_empty() {
+        return Ok(None);
+    }
+    writer.finish().map(Some)
 }

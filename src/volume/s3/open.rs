@@ -3,8 +3,8 @@
 use std::sync::{Arc, OnceLock, atomic::AtomicBool};
 
 use object_store::{
-    Certificate, RetryConfig,
-    aws::{AmazonS3Builder, AmazonS3ConfigKey, AwsCredentialProvider, Checksum, S3ConditionalPut},
+    Certificate, RetryConfig, StaticCredentialProvider,
+    aws::{AmazonS3Builder, AmazonS3ConfigKey, AwsCredential, AwsCredentialProvider, Checksum, S3ConditionalPut},
 };
 
 use super::{
@@ -19,7 +19,7 @@ use crate::{
     config::credentials,
     error::{Error, Kind, Result},
     model::{
-        place::{Access, Bucket},
+        place::{Access, Bucket, Keys},
         units::parse_size,
     },
 };
@@ -90,12 +90,6 @@ fn builder(
     // The only provider there is; a second call finds the first one's.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let mut builder = AmazonS3Builder::from_env().with_bucket_name(&bucket.name);
-    if let Some(keys) = access.keys.is_none().then(credentials::of_environment).transpose()?.flatten() {
-        builder = builder.with_access_key_id(keys.id).with_secret_access_key(keys.secret);
-        if let Some(token) = keys.token {
-            builder = builder.with_token(token);
-        }
-    }
     if let Some(endpoint) = &access.endpoint {
         if !endpoint.starts_with("http://") && !endpoint.starts_with("https://") {
             return Err(Error::usage(format!("not an endpoint: `{endpoint}`")).with_hint("write https://HOST[:PORT]"));
@@ -105,12 +99,17 @@ fn builder(
     if let Some(region) = &access.region {
         builder = builder.with_region(region);
     }
-    // Keys that were configured stand for themselves: nothing of the environment's is mixed in.
-    if let Some(keys) = &access.keys {
-        builder = builder.with_access_key_id(&keys.id).with_secret_access_key(&keys.secret);
-        builder = builder.with_token(keys.token.as_deref().unwrap_or_default());
+    let set = |builder: &AmazonS3Builder, key| builder.get_config_value(&key).filter(|value| !value.trim().is_empty());
+    if let Some(keys) = keys(access, &|key| set(&builder, key))? {
+        let Keys { id: key_id, secret: secret_key, token } = keys;
+        let credential = AwsCredential { key_id, secret_key, token };
+        builder = builder.with_credentials(Arc::new(StaticCredentialProvider::new(credential)));
     }
-    let set = |builder: &AmazonS3Builder, key| builder.get_config_value(&key).filter(|value| !value.is_empty());
+    let is_no = |text: &str| ["false", "0", "no", "n", "off"].contains(&text.to_ascii_lowercase().as_str());
+    if set(&builder, AmazonS3ConfigKey::SkipSignature).is_some_and(|text| !is_no(&text)) {
+        let error = Error::usage("AWS_SKIP_SIGNATURE is set: requests that are not signed are not made");
+        return Err(error.with_hint("a public bucket is read with keys, too: any do that may read it"));
+    }
     let endpoint = set(&builder, AmazonS3ConfigKey::S3Endpoint).or_else(|| set(&builder, AmazonS3ConfigKey::Endpoint));
     let is_tls = !endpoint.as_deref().is_some_and(|url| url.starts_with("http://"));
     // A name with a dot is in no certificate; other servers often have no names for buckets at all.
@@ -138,6 +137,25 @@ fn builder(
         .with_disable_tagging(true)
         .with_retry(retry)
         .with_http_connector(connector))
+}
+
+/// The keys that are known: those that were configured, else those of the environment or of the file it names. Each stand
+/// for themselves: nothing of others is mixed in, and a token that they do not have is not sent, not even empty.
+fn keys(access: &Access, set: &dyn Fn(AmazonS3ConfigKey) -> Option<String>) -> Result<Option<Keys>> {
+    if let Some(keys) = &access.keys {
+        return Ok(Some(keys.clone()));
+    }
+    if let Some(keys) = credentials::of_environment()? {
+        return Ok(Some(keys));
+    }
+    match (set(AmazonS3ConfigKey::AccessKeyId), set(AmazonS3ConfigKey::SecretAccessKey)) {
+        (Some(id), Some(secret)) => {
+            let names = ["AWS_ACCESS_KEY_ID", "AWS_SESSION_TOKEN"];
+            credentials::made(&id, &secret, set(AmazonS3ConfigKey::Token), names).map(Some)
+        }
+        // One without the other is told as the client is made.
+        _ => Ok(None),
+    }
 }
 
 fn authorities(access: &Access) -> Result<Vec<u8>> {

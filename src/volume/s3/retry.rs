@@ -134,7 +134,9 @@ impl From<object_store::Error> for Failure {
             }
             if let Some(none) = at.downcast_ref::<NoCredentials>() {
                 let hint = Some("AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY are one way of several: see docs/s3.md");
-                return Self { fault: Fault::Final, text: none.to_string(), status: None, hint };
+                // Some that were given before may still be good, and whoever gives them is back in a moment.
+                let fault = if none.were_given { Fault::Again } else { Fault::Final };
+                return Self { fault, text: none.to_string(), status: None, hint };
             }
             if let Some(broken) = at.downcast_ref::<Broken>() {
                 return Self::broken(broken.0);

@@ -8,7 +8,7 @@ use std::{
     fmt,
     sync::{
         Arc, Mutex, OnceLock, PoisonError,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -89,11 +89,15 @@ impl std::error::Error for Broken {}
 
 /// Nobody gives credentials.
 #[derive(Debug)]
-pub(super) struct NoCredentials(String);
+pub(super) struct NoCredentials {
+    why: String,
+    /// Whether there were some before: then there may be again.
+    pub were_given: bool,
+}
 
 impl fmt::Display for NoCredentials {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "no credentials: {}", self.0)
+        write!(f, "no credentials: {}", self.why)
     }
 }
 
@@ -110,6 +114,8 @@ pub(super) struct Counts {
     other: AtomicU64,
     sent_bytes: AtomicU64,
     received_bytes: AtomicU64,
+    /// Whether the store has answered anything.
+    answered: AtomicBool,
     /// What the last answer said of the time, and when it came.
     date: Mutex<Option<(i64, std::time::Instant)>>,
 }
@@ -121,7 +127,8 @@ impl Counts {
         Instant::from_second(second.checked_add(i64::try_from(came.elapsed().as_secs()).ok()?)?).ok()
     }
 
-    fn dated(&self, response: &HttpResponse) {
+    fn answered(&self, response: &HttpResponse) {
+        self.answered.store(true, Ordering::Relaxed);
         let text = response.headers().get("date").and_then(|date| date.to_str().ok());
         if let Some(date) = text.and_then(|text| jiff::fmt::rfc2822::parse(text).ok()) {
             let date = (date.timestamp().as_second(), std::time::Instant::now());
@@ -233,7 +240,7 @@ impl HttpService for Wire {
             Some(file) => self.files.send(request, file).await?,
             None => self.client.execute(request).await?,
         };
-        self.counts.dated(&response);
+        self.counts.answered(&response);
         if !response.status().is_success() {
             return Err(refused(response).await);
         }
@@ -268,12 +275,16 @@ impl Wire {
             };
             if tries == CREDENTIALS_TRY_COUNT {
                 let host = request.uri().host().unwrap_or_default();
-                let failed = NoCredentials(format!("{host}: {failed}"));
-                return Err(HttpError::new(HttpErrorKind::Unknown, failed));
+                return Err(self.no_credentials(format!("{host}: {failed}")));
             }
             tokio::time::sleep(CREDENTIALS_PAUSE).await;
         }
-        Err(HttpError::new(HttpErrorKind::Unknown, NoCredentials("asked too often".to_owned())))
+        Err(self.no_credentials("asked too often".to_owned()))
+    }
+
+    fn no_credentials(&self, why: String) -> HttpError {
+        let were_given = self.counts.answered.load(Ordering::Relaxed);
+        HttpError::new(HttpErrorKind::Unknown, NoCredentials { why, were_given })
     }
 }
 
@@ -312,12 +323,15 @@ fn check_deleted(answer: &[u8]) -> Result<(), Refused> {
     Err(Refused { status, ..refused })
 }
 
-/// A page without the keys that have an empty component: markers of folders (`shop/`), which other programs leave, and what
-/// is no path. None of them is bk's, and none can be named as a path.
+/// A page without the keys that are no paths: those with an empty component, as markers of folders (`shop/`) have, which other
+/// programs leave, with `.` or `..` for one, or with a control character. None of them is bk's.
 fn without_strange(page: Vec<u8>) -> Vec<u8> {
     let text = String::from_utf8_lossy(&page);
     let is_strange = |object: &str| {
-        element(object, "Key").is_some_and(|key| key.starts_with('/') || key.ends_with('/') || key.contains("//"))
+        // Of control characters XML has numbers, which nothing of bk's needs.
+        let is_odd = |key: &str| key.contains("&#") || key.contains(|c: char| c.is_ascii_control());
+        element(object, "Key")
+            .is_some_and(|key| key.split('/').any(|part| matches!(part, "" | "." | "..")) || is_odd(key))
     };
     let (mut kept, mut rest) = (String::new(), &*text);
     while let Some((before, after)) = rest.split_once("<Contents>") {
@@ -375,8 +389,11 @@ mod tests {
             format!("<ListBucketResult><Name>b</Name>{all}<IsTruncated>false</IsTruncated></ListBucketResult>\n")
         };
         let mixed = page(&["shop/", "shop/a", "shop/data//x", "shop/log/", "shop/b", "/c", "shop/log/j/"]);
+        let worse =
+            page(&["shop/./x", "shop/a", "..", "shop/..", "shop/b", "shop/x&#x1;", "shop/\u{1}", "shop/&#10;/x"]);
+        assert_eq!(without_strange(worse.into_bytes()), page(&["shop/a", "shop/b"]).into_bytes());
         assert_eq!(without_strange(mixed.into_bytes()), page(&["shop/a", "shop/b"]).into_bytes());
-        let plain = page(&["shop/a", "shop/data/b"]);
+        let plain = page(&["shop/a", "shop/data/b", "shop/.c/..d/e.", "shop/a&amp;b"]);
         assert_eq!(without_strange(plain.clone().into_bytes()), plain.into_bytes());
     }
 

@@ -698,7 +698,7 @@ impl World {
         let is_whole = self.jobs[job].is_whole(&snap);
         let about = format!("{}/{seq}", JOBS[job]);
         let options = verify::Options { snapshot: Some(name(job, seq)), depth: Depth::Data, threads: 1 };
-        let verified = verify::run(&self.volume, &options, &Silent);
+        let verified = verify::run(&self.volume, &options, &bk::clock::System, &Silent);
         if !is_whole {
             // Its own faults are found, and those of what it needs.
             let found = verified.map_or(1, |outcome| outcome.faults.len());

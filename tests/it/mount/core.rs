@@ -208,6 +208,33 @@ fn lists_and_lookups_tell_the_same() {
 }
 
 #[test]
+fn latest_leads_to_no_older_one() {
+    let world = World::new("core-latest");
+    if world.server.is_some() {
+        return;
+    }
+    for text in ["one", "two"] {
+        fs::write(world.src.join("f"), text).unwrap();
+        world.snapshot("tree", "").ok();
+    }
+    let record = world.volume.join("log/tree/00000000000000000002.json");
+    let good = fs::read(&record).unwrap();
+    let has_latest = |bytes: &[u8]| {
+        fs::write(&record, bytes).unwrap();
+        let (core, said) = core(local(&world.volume), LIMITS);
+        let job = at(&core, "tree");
+        let names: Vec<Vec<u8>> = list(&core, job).unwrap().into_iter().map(|(name, ..)| name).collect();
+        let is_found = core.lookup(job, b"latest").unwrap().is_some();
+        assert_eq!(names.contains(&b"latest".to_vec()), is_found);
+        assert_eq!((names.len(), said.0.lock().unwrap().is_empty()), if is_found { (3, true) } else { (1, false) });
+        is_found
+    };
+    assert!(has_latest(&good));
+    assert!(!has_latest(&good[..good.len() - 9]));
+    assert!(has_latest(&good));
+}
+
+#[test]
 fn a_frame_is_decoded_once_for_all_who_wait() {
     let world = World::new("core");
     if world.server.is_some() {

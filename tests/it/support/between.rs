@@ -5,6 +5,7 @@ use std::fs::File;
 use std::sync::{Arc, Mutex};
 
 use bk::error::Result;
+use bk::model::time::Instant;
 use bk::volume::{Created, Item, Store, Upload};
 
 /// What is done once.
@@ -72,5 +73,47 @@ impl Store for Between {
     }
     fn check_writable(&self) -> Result<()> {
         self.inner.check_writable()
+    }
+}
+
+/// A store with a clock of its own.
+pub struct Dated {
+    pub inner: Arc<dyn Store>,
+    pub now: Instant,
+}
+
+impl Store for Dated {
+    fn create(&self, key: &str) -> Result<Box<dyn Upload>> {
+        self.inner.create(key)
+    }
+    fn put_new(&self, key: &str, bytes: &[u8]) -> Result<Created> {
+        self.inner.put_new(key, bytes)
+    }
+    fn read_at(&self, key: &str, offset: u64, buf: &mut [u8]) -> Result<()> {
+        self.inner.read_at(key, offset, buf)
+    }
+    fn read(&self, key: &str, len_max: u64) -> Result<Vec<u8>> {
+        self.inner.read(key, len_max)
+    }
+    fn head(&self, key: &str) -> Result<Option<u64>> {
+        self.inner.head(key)
+    }
+    fn list(&self, prefix: &str) -> Result<Vec<Item>> {
+        self.inner.list(prefix)
+    }
+    fn delete(&self, key: &str) -> Result<()> {
+        self.inner.delete(key)
+    }
+    fn free_bytes(&self) -> Result<Option<u64>> {
+        self.inner.free_bytes()
+    }
+    fn scratch(&self) -> Result<File> {
+        self.inner.scratch()
+    }
+    fn check_writable(&self) -> Result<()> {
+        self.inner.check_writable()
+    }
+    fn now(&self) -> Option<Instant> {
+        Some(self.now)
     }
 }

@@ -48,7 +48,7 @@ pub enum Fault {
     Unconditional,
     /// Many objects at once are answered with 200, and each of them with a refusal.
     EachDenied,
-    /// Listings also hold what other programs leave in a bucket: markers of folders, and a key that is no path.
+    /// Listings also hold what other programs leave in a bucket: markers of folders, and keys that are no paths.
     Markers,
     /// What a PUT brings is taken slowly, [`SLOW_LEN`] bytes every [`SLOW_PAUSE`].
     Slow,
@@ -83,6 +83,8 @@ pub struct Request {
     pub method: String,
     pub target: String,
     pub has_range: bool,
+    /// Of whose session it says it is.
+    pub token: Option<String>,
 }
 
 impl Request {
@@ -288,7 +290,8 @@ fn with_markers(page: &str, target: &str) -> String {
     };
     let names = ["/", "/log/", "/log/c/", "/data/", "/data/c/", "/runs/", "/leases/"];
     let markers = names.map(|name| (format!("{volume}{name}"), 0)).into_iter();
-    let all = markers.chain([(format!("{volume}/data//x"), 3), (format!("{volume}/log//c/x"), 3)]);
+    let odd = ["data//x", "log//c/x", "data/./x", "log/../c/x", "runs/c/..", "log/c/.", "data/&#x1;x", "log/c/&#10;"];
+    let all = markers.chain(odd.map(|key| (format!("{volume}/{key}"), 3)));
     let found: Vec<_> = all.filter(|(key, _)| key.starts_with(&asked)).collect();
     let (before, rest) = page.split_once("<IsTruncated>").unwrap();
     let text = format!("{before}{}<IsTruncated>{rest}", found.iter().map(one).collect::<String>());
@@ -306,7 +309,8 @@ fn serve(mut client: TcpStream, upstream: &str, state: &Mutex<State>) -> std::io
     let mut words = head.split(' ');
     let (method, target) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
     let has_range = header(&head, "range").is_some();
-    let request = Request { method: method.to_owned(), target: target.to_owned(), has_range };
+    let token = header(&head, "x-amz-security-token").map(str::to_owned);
+    let request = Request { method: method.to_owned(), target: target.to_owned(), has_range, token };
     let (fault, came) = {
         let mut state = state.lock().unwrap();
         state.seen.push(request.clone());

@@ -110,7 +110,8 @@ impl World {
             same(&snap.run_id, &from.run_id.to_string(), &about)?;
             let own = name(job, snapshot.seq);
             let options = verify::Options { snapshot: Some(own.clone()), depth: Depth::Data, threads: 1 };
-            let verified = verify::run(&volume, &options, &Silent).map_err(|e| format!("{about}: {}", failed(e)))?;
+            let verified = verify::run(&volume, &options, &bk::clock::System, &Silent)
+                .map_err(|e| format!("{about}: {}", failed(e)))?;
             same(&Vec::new(), &verified.faults, &about)?;
             self.restores(&volume, own, &snap, &about)?;
             self.count.copies += 1;
