@@ -137,7 +137,7 @@ fn lock(job: &Job<'_>, state: &State) -> Result<Option<Option<Locked>>> {
     if job.steps.is_empty() && !job.steps_by_role && !state.knows(job.name) {
         return Ok(Some(None));
     }
-    Ok(state.lock(job.name, false)?.map(Some))
+    Ok(state.lock(job.name)?.map(Some))
 }
 
 /// Leaves what an earlier run had begun, wherever the coordinator is by now. What cannot be left keeps this run from beginning.

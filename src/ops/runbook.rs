@@ -290,7 +290,7 @@ fn begin(
         None
     } else {
         let busy = || Error::new(Kind::Lost, format!("another run of {job} is at work on this node"));
-        Some(state.lock(job, false)?.ok_or_else(busy)?)
+        Some(state.lock(job)?.ok_or_else(busy)?)
     };
     run::leave_earlier(locked.as_ref(), job, monitor, &mut report.recovered)?;
     let run_id = RunId::new(clock.unix_ms())?;
