@@ -244,7 +244,7 @@ impl Run<'_, '_> {
         let explain = |e| watch.explain(hold.explain(e));
         // A run that was still while another took its place closes nothing any more.
         let guarded = Guarded::new(hold, prepared.lease());
-        let check = || guarded.lease().check();
+        let check = || guarded.lease().check_soon(&|| guarded.interrupted().is_some());
         let entered = hold.entering(&mut self.steps, |steps| steps.enter(false, &guarded, &check));
         entered.map_err(|e| explain(guarded.explain(e)))?;
         watch.turn_to(Phase::Storing);

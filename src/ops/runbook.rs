@@ -340,7 +340,8 @@ impl Doing<'_> {
             if let Some(signal) = self.monitor.interrupted() {
                 return Err(Error::new(Kind::Signal(signal), "interrupted"));
             }
-            self.lease.map_or(Ok(()), |guarded| guarded.lease().check())?;
+            let is_stopped = || self.monitor.interrupted().is_some();
+            self.lease.map_or(Ok(()), |guarded| guarded.lease().check_soon(&is_stopped))?;
             let what = match &action.deed {
                 Deed::Step(_) => {
                     if let Some(step) = steps.next().filter(|step| step.after.is_none()) {
