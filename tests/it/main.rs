@@ -27,6 +27,7 @@ mod expiry;
 mod floors;
 mod gates;
 mod golden;
+mod hanging;
 mod harness;
 mod history;
 mod hostile;
