@@ -22,6 +22,7 @@ pub use closed::Closed;
 pub use feed::Feed;
 use journal::Journal;
 pub use journal::{Locked, State};
+pub use trust::AS_USER;
 use watch::Watcher;
 
 use crate::{

@@ -211,7 +211,6 @@ fn a_run_that_was_given_up_lets_others_begin() {
     let running = job.bk().env("BK_TEST_STOP_MS", "300").env("BK_TEST_BEAT_MS", "200").spawn();
     job.wait_for("application that is closed", || job.entered() == ["a", "b", "tape"]);
     job.wait_for("application that is open", || job.entered() == ["tape"]);
-    assert!(job.had("a leave", "BK_RESULT=step-failed"));
     let other = Bk::new("snapshot --job app --node n2 -- echo dump").env("BK_VOLUME", &job.world.volume);
     let other = other.run().ok();
     job.wait_for("snapshot of another node", || {
@@ -221,6 +220,7 @@ fn a_run_that_was_given_up_lets_others_begin() {
     let beats = || Bk::new("status --volume").arg(&job.world.volume).run().ok().said().contains("storing");
     job.wait_for("run that is not shown any more", || !beats());
     drop(unserved);
+    assert!(job.had("a leave", "BK_RESULT=step-failed"));
     let ran = running.finish().code_is(&[7]);
     assert!(job.entered().is_empty() && job.journals() == 0, "{}\n{}", ran.show(), other.show());
 }
@@ -240,4 +240,51 @@ fn what_is_not_begun_is_not_held() {
     job.go();
     let result = running.finish().ok().json().pop().unwrap();
     assert_eq!((&result["held_seconds"], job.snapshots()), (&0.0.into(), 1), "{result}");
+}
+
+/// Who a user is, is asked before anything is closed, and never again.
+#[test]
+fn a_name_service_that_hangs_keeps_nothing_entered() {
+    let me = "a_name_service_that_hangs_keeps_nothing_entered";
+    let apart = ["unshare", "--mount", "--propagation", "private"].map(std::ffi::OsStr::new);
+    if !need_root(me) || !need(me, &["mkfifo", "mount"]) {
+        return;
+    }
+    if !Command::new(apart[0]).args(&apart[1..]).arg("true").status().is_ok_and(|status| status.success()) {
+        skip(me, "cannot make a mount namespace");
+        return;
+    }
+    let world = World::new("hanging-names");
+    let (pipe, config) = (world.path("pipe"), world.path("bk.toml"));
+    fs::write(world.src.join("file"), "content").unwrap();
+    shell_ok(r#"mkfifo "$1""#, &[&pipe]);
+    let text = format!(
+        "state_dir = '{}'\n[volume.main]\nurl = '{}'\n[job.app]\npaths = ['{}']\n\
+         [[job.app.step]]\nname = 'app'\nuser = 'nobody'\ntries = 1\ntimeout = '5s'\nshell = true\n\
+         enter = 'true'\nleave = 'grep -E \"^(Uid|Gid|Groups|CapEff)\" /proc/self/status; echo $HOME $USER'\n\
+         [[job.app.step]]\nname = 'names'\nshell = true\n\
+         enter = 'mount --bind {pipe} /etc/passwd && mount --bind {pipe} /etc/group'\nleave = 'true'\n",
+        world.path("bk-state").display(),
+        world.volume.display(),
+        world.src.display(),
+        pipe = pipe.display()
+    );
+    fs::write(&config, text).unwrap();
+    let ran = Bk::under(&apart, "snapshot app --config").arg(&config).run().ok();
+    let expected = shell_ok(
+        r#"setpriv --reuid=nobody --regid="$(id -g nobody)" --init-groups -- grep -E '^(Uid|Gid|Groups|CapEff)' /proc/self/status"#,
+        &[],
+    );
+    let mut found = 0;
+    for line in String::from_utf8_lossy(&expected.stdout).lines() {
+        // What is logged is escaped.
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let is_said = |said: &str| {
+            let rest = said.split("app leave: ").nth(1).unwrap_or_default().replace("\\t", " ");
+            rest.split_whitespace().collect::<Vec<_>>() == words
+        };
+        assert!(ran.said().lines().any(is_said), "{line:?}\n{}", ran.show());
+        found += 1;
+    }
+    assert_eq!(found, 4);
 }
