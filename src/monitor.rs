@@ -14,6 +14,12 @@ pub trait Monitor: Send + Sync {
     fn interrupted(&self) -> Option<i32> {
         None
     }
+    /// Whether it was told so twice: what is closed is opened before all else.
+    fn is_urgent(&self) -> bool {
+        false
+    }
+    /// Who is told twice does not end while this says `true`: the run sees to it that it soon does not.
+    fn opens_first(&self, _is_closed: Box<dyn Fn() -> bool + Send + Sync>) {}
 }
 
 /// Says nothing.

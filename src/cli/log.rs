@@ -38,11 +38,15 @@ impl Log {
     }
 
     /// Adds a line, in one write: runs may share the file. A full disk must not end a backup.
-    pub fn line(&self, text: &str) {
-        let now = System.now().map(|now| now.to_string()).unwrap_or_default();
-        let line = format!("{now} bk[{}]: {}\n", std::process::id(), text.replace('\n', "\n  "));
+    pub fn write(&self, line: &str) {
         let _ = (&self.file).write_all(line.as_bytes());
     }
+}
+
+/// What is said now, as a line of the log.
+pub fn line(text: &str) -> String {
+    let now = System.now().map(|now| now.to_string()).unwrap_or_default();
+    format!("{now} bk[{}]: {}\n", std::process::id(), text.replace('\n', "\n  "))
 }
 
 fn aside(path: &Path, n: u8) -> PathBuf {

@@ -1,5 +1,6 @@
 //! The command line: one file a verb, and the only floor that prints.
 
+mod as_user;
 mod browse;
 mod check;
 mod config;
@@ -52,6 +53,9 @@ use output::{Loudness, Output};
 
 /// Runs bk with the process's arguments.
 pub fn main() -> ExitCode {
+    if let Some(code) = as_user::when_asked() {
+        return code;
+    }
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(e) => return output::usage(&e),

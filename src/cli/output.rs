@@ -10,7 +10,7 @@ use indicatif::ProgressBar;
 use serde::Serialize;
 
 use super::{
-    log::Log,
+    log::{self, Log},
     teller::{Teller, To},
 };
 use crate::error::{Error, Result};
@@ -44,7 +44,8 @@ pub struct Output {
     json: bool,
     loudness: Loudness,
     is_journal: bool,
-    log: OnceLock<Log>,
+    /// Writes the log, when there is one.
+    log: OnceLock<Teller>,
     messages: Mutex<Vec<Message>>,
     teller: OnceLock<Teller>,
     /// What is drawn on standard error.
@@ -54,7 +55,7 @@ pub struct Output {
 impl Drop for Output {
     /// What was said is heard, when somebody listens.
     fn drop(&mut self) {
-        self.finish();
+        self.finish_all();
     }
 }
 
@@ -92,7 +93,7 @@ impl Output {
     /// From now on what is said is also written there. A log that cannot be written is no reason to take no backup.
     pub fn log_to(&self, log: Result<Log>) {
         match log {
-            Ok(log) => drop(self.log.set(log)),
+            Ok(log) => drop(self.log.set(Teller::of(log))),
             Err(e) => self.warn(&e.to_string()),
         }
     }
@@ -104,7 +105,7 @@ impl Output {
 
     fn log(&self, text: &str) {
         if let Some(log) = self.log.get() {
-            log.line(text);
+            log.say(To::Log, log::line(text), None);
         }
     }
 
@@ -130,6 +131,14 @@ impl Output {
     pub fn finish(&self) {
         if let Some(teller) = self.teller.get() {
             teller.finish();
+        }
+    }
+
+    /// Waits till all is logged, too, if that can be.
+    fn finish_all(&self) {
+        self.finish();
+        if let Some(log) = self.log.get() {
+            log.finish();
         }
     }
 

@@ -154,6 +154,14 @@ impl Monitor for Progress<'_> {
     fn interrupted(&self) -> Option<i32> {
         self.signals.seen()
     }
+
+    fn is_urgent(&self) -> bool {
+        self.signals.is_urgent()
+    }
+
+    fn opens_first(&self, is_closed: Box<dyn Fn() -> bool + Send + Sync>) {
+        self.signals.opens_first(is_closed);
+    }
 }
 
 impl Drop for Progress<'_> {

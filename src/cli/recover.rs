@@ -26,7 +26,7 @@ pub fn run(context: &Context<'_>, args: &RecoverArgs) -> Result<Ended> {
     let monitor = context.progress("recover");
     if let (Some(run_id), Some(job)) = (&args.watch, &job) {
         let run_id: RunId = run_id.parse()?;
-        recover::watch(&state_dir, job, run_id, &mut std::io::stdin().lock(), &monitor)?;
+        recover::watch(&state_dir, job, run_id, std::io::stdin(), &monitor)?;
         return Ok(Ended::Done);
     }
     // With `per_node` a job's runs are noted under the names of its nodes.
@@ -58,7 +58,10 @@ pub fn run(context: &Context<'_>, args: &RecoverArgs) -> Result<Ended> {
             for (job, error) in &faults {
                 context.out.fault(&format!("{job}: {error}"));
             }
-            let hint = format!("`bk recover --forget {job}` when it was done by hand");
+            let hint = match last.hint() {
+                Some(hint) => hint.to_owned(),
+                None => format!("`bk recover --forget {job}` when it was done by hand"),
+            };
             let kind = if last.kind() == Kind::Other { Kind::Step } else { last.kind() };
             Err(last.with_kind(kind).context(job).with_hint(hint))
         }
@@ -72,6 +75,7 @@ fn show(context: &Context<'_>, one: &Outcome) -> Result<()> {
     let runs: Vec<&str> = one.runs.iter().map(|run| run.run_id.as_str()).collect();
     match (one.outcome, runs.is_empty()) {
         ("running", _) => context.out.say(&format!("{}: a run is at work: nothing is to be left", one.job)),
+        ("killed", _) => {}
         (_, true) => context.out.say(&format!("{}: nothing is to be left", one.job)),
         (outcome, false) => context.out.say(&format!("{}: {outcome}: {}", one.job, runs.join(" "))),
     }

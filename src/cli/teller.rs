@@ -1,4 +1,5 @@
-//! What is said goes out on a thread of its own: a reader that stopped (a frozen terminal, a full pipe) holds up no run.
+//! What is said goes out on a thread of its own: a reader that stopped (a frozen terminal, a full pipe) holds up no run. So does what
+//! is logged, on another one: a disk that hangs holds up neither the run nor what it says.
 //!
 //! Order is kept. While nothing is read for [`PATIENCE`], what comes further is counted instead of said.
 
@@ -14,6 +15,8 @@ use std::{
 use crossbeam_channel::{Receiver, SendTimeoutError, Sender, bounded};
 use indicatif::ProgressBar;
 
+use super::log::{self, Log};
+
 /// Texts that wait at most.
 const WAITING_MAX: usize = 1024;
 /// So long a text waits for a reader, and the end of the program for those that wait.
@@ -27,6 +30,19 @@ pub enum To {
     Out,
     /// Standard error.
     Err,
+    /// The log.
+    Log,
+}
+
+impl To {
+    /// What is told there of lines that nobody took; on standard output each line is an object of its own.
+    fn lost(self, count: u64) -> Option<String> {
+        match self {
+            Self::Out => None,
+            Self::Err => Some(format!("bk: {count} lines were not shown: nobody read them\n")),
+            Self::Log => Some(log::line(&format!("{count} lines are missing here: they could not be written"))),
+        }
+    }
 }
 
 struct Said {
@@ -46,22 +62,37 @@ pub struct Teller {
 }
 
 impl Teller {
+    /// To standard output and standard error.
     pub fn start() -> Self {
+        Self::with(|to, text| {
+            // Where nobody listens nothing can be said.
+            let _ = match to {
+                To::Out => std::io::stdout().lock().write_all(text.as_bytes()),
+                To::Err | To::Log => std::io::stderr().lock().write_all(text.as_bytes()),
+            };
+        })
+    }
+
+    /// To a log.
+    pub fn of(log: Log) -> Self {
+        Self::with(move |_, line| log.write(line))
+    }
+
+    fn with(write: impl Fn(To, &str) + Send + 'static) -> Self {
         let (sender, said) = bounded(WAITING_MAX);
         let written = Arc::new(AtomicU64::new(0));
         let count = Arc::clone(&written);
-        std::thread::spawn(move || tell(&said, &count));
+        std::thread::spawn(move || tell(&said, &count, write));
         let (sent, is_stuck, lost) = Default::default();
         Self { sender, sent, written, is_stuck, lost }
     }
 
     /// Says a text, which has its line's end, some time soon.
     pub fn say(&self, to: To, text: String, bar: Option<ProgressBar>) {
-        // On standard output each line is an object of its own.
-        let lost = if to == To::Err { self.lost.load(Ordering::Relaxed) } else { 0 };
-        let text = match lost {
-            0 => text,
-            lost => format!("bk: {lost} lines were not shown: nobody read them\n{text}"),
+        let lost = if to == To::Out { 0 } else { self.lost.load(Ordering::Relaxed) };
+        let text = match to.lost(lost).filter(|_| lost > 0) {
+            None => text,
+            Some(told) => told + &text,
         };
         let patience = if self.is_stuck.load(Ordering::Relaxed) { Duration::ZERO } else { PATIENCE };
         // What is counted before it is sent is never taken for written.
@@ -92,18 +123,11 @@ impl Teller {
     }
 }
 
-fn tell(said: &Receiver<Said>, written: &AtomicU64) {
+fn tell(said: &Receiver<Said>, written: &AtomicU64, write: impl Fn(To, &str)) {
     for Said { to, text, bar } in said {
-        let write = || {
-            // Where nobody listens nothing can be said.
-            let _ = match to {
-                To::Out => std::io::stdout().lock().write_all(text.as_bytes()),
-                To::Err => std::io::stderr().lock().write_all(text.as_bytes()),
-            };
-        };
         match &bar {
-            Some(bar) => bar.suspend(write),
-            None => write(),
+            Some(bar) => bar.suspend(|| write(to, &text)),
+            None => write(to, &text),
         }
         written.fetch_add(1, Ordering::Release);
     }

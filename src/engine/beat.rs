@@ -124,7 +124,7 @@ impl<'a> Watch<'a> {
         let (stop, stopped) = mpsc::channel();
         let (state, settings) = (Arc::clone(&self.state), settings.clone());
         let thread = std::thread::spawn(move || beat(&who, &settings, &state, &stopped));
-        Beating { stop: Some(stop), thread: Some(thread) }
+        Beating { stop: Mutex::new(Some(stop)), thread: Some(thread) }
     }
 
     /// What the run does from now on.
@@ -172,18 +172,29 @@ impl Monitor for Watch<'_> {
         let aborted = self.state.is_aborted.load(Ordering::Relaxed).then_some(STOP_SIGNAL);
         self.inner.interrupted().or(aborted)
     }
+
+    fn is_urgent(&self) -> bool {
+        self.inner.is_urgent()
+    }
 }
 
-/// A run beats as long as this lives.
+/// A run beats as long as this lives, or till it is told to end.
 pub struct Beating {
-    stop: Option<mpsc::Sender<()>>,
+    stop: Mutex<Option<mpsc::Sender<()>>>,
     thread: Option<std::thread::JoinHandle<()>>,
+}
+
+impl Beating {
+    /// The beat under way is the last one, which is not waited for.
+    pub fn end(&self) {
+        *self.stop.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
 }
 
 impl Drop for Beating {
     /// Waits for the last beat; what it left is deleted.
     fn drop(&mut self) {
-        drop(self.stop.take());
+        self.end();
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }

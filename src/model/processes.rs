@@ -32,6 +32,28 @@ pub fn group_lives(group: Pid) -> bool {
     all().iter().any(|process| process.group == group.as_raw_nonzero().get())
 }
 
+/// Whether a process has been killed, or ends: nothing of it runs any more, though what waits in the kernel for a device keeps its files
+/// open. False for one that is not there.
+pub fn is_ending(pid: i32) -> bool {
+    // PF_EXITING of linux/sched.h. The first thread of a program of ours ends with all of them.
+    const EXITING: u64 = 0x4;
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    let flags = stat.rsplit_once(')').and_then(|(_, fields)| fields.split_ascii_whitespace().nth(6)?.parse().ok());
+    flags.is_some_and(|flags: u64| flags & EXITING != 0) || tasks(pid).any(|status| is_killed(&status))
+}
+
+/// The `status` of each thread of a process.
+fn tasks(pid: i32) -> impl Iterator<Item = String> {
+    let entries = std::fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    entries.filter_map(|entry| std::fs::read_to_string(entry.path().join("status")).ok())
+}
+
+/// Whether SIGKILL waits for a thread: when one of them exits for all, or the process is killed, each gets it, and none can put it off.
+fn is_killed(status: &str) -> bool {
+    let pending = status.lines().find_map(|line| u64::from_str_radix(line.strip_prefix("SigPnd:")?.trim(), 16).ok());
+    pending.is_some_and(|pending| pending >> (Signal::KILL.as_raw() - 1) & 1 == 1)
+}
+
 /// Sends a signal to a whole group; one that is gone is no error.
 pub fn signal_group(group: Pid, signal: Signal) {
     let _ = kill_process_group(group, signal);
@@ -64,4 +86,29 @@ pub fn session() -> i32 {
 /// This process. Its group and session are read here, too: `rustix` takes ids for positive and panics on 0 from outside of a container.
 fn own() -> Option<Process> {
     one(std::process::id().cast_signed())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_ends_is_told_from_what_waits() {
+        let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
+        let pid = child.id().cast_signed();
+        let stop = |signal| rustix::process::kill_process(Pid::from_raw(pid).unwrap(), signal).unwrap();
+        assert!(!is_ending(pid) && !is_ending(own().unwrap().pid));
+        stop(Signal::STOP);
+        assert!(!is_ending(pid), "it only stands still");
+        child.kill().unwrap();
+        // Not waited for yet, it is a zombie at the latest.
+        while !is_ending(pid) {
+            std::thread::yield_now();
+        }
+        child.wait().unwrap();
+        assert!(!is_ending(pid));
+        let status = |mask| format!("Name:\tbk\nThreads:\t3\nSigPnd:\t{mask}\nShdPnd:\t0000000000000100\n");
+        assert!(is_killed(&status("0000000000000100")) && is_killed(&status("0000000000004180")));
+        assert!(!is_killed(&status("0000000000000200")) && !is_killed("") && !is_killed("SigPnd:\tx"));
+    }
 }

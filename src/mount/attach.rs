@@ -9,7 +9,7 @@ use std::{
     io::IoSliceMut,
     mem::MaybeUninit,
     os::{
-        fd::{AsFd, AsRawFd, OwnedFd},
+        fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
         unix::ffi::{OsStrExt, OsStringExt},
     },
     path::{Path, PathBuf},
@@ -19,7 +19,7 @@ use std::{
 };
 
 use rustix::{
-    fs::{AtFlags, CWD, StatxFlags},
+    fs::{AtFlags, CWD, Mode, OFlags, StatxFlags},
     io::Errno,
     mount::{MountFlags, UnmountFlags},
     net::{AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SocketFlags, SocketType},
@@ -95,11 +95,15 @@ pub struct Identity {
 impl Identity {
     /// Of what is on top at a path. The kernel answers, not whoever serves it.
     fn at(path: &Path) -> Option<Self> {
+        Self::from(CWD, path, AtFlags::SYMLINK_NOFOLLOW)
+    }
+
+    fn from(dir: BorrowedFd<'_>, path: &Path, flags: AtFlags) -> Option<Self> {
         // STATX_MNT_ID_UNIQUE of linux/stat.h; a kernel that does not know it gives the other one.
         const UNIQUE: u32 = 0x4000;
-        let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT | AtFlags::STATX_DONT_SYNC;
+        let flags = flags | AtFlags::NO_AUTOMOUNT | AtFlags::STATX_DONT_SYNC;
         let asked = StatxFlags::MNT_ID | StatxFlags::from_bits_retain(UNIQUE);
-        let stat = rustix::fs::statx(CWD, path, flags, asked).ok()?;
+        let stat = rustix::fs::statx(dir, path, flags, asked).ok()?;
         Some(Self {
             device: format!("{}:{}", stat.stx_dev_major, stat.stx_dev_minor),
             id: if stat.stx_mask & asked.bits() == 0 { 0 } else { stat.stx_mnt_id },
@@ -144,11 +148,44 @@ pub fn made(path: &Path, fuse: &OwnedFd) -> Result<Identity> {
     found.ok_or_else(|| Error::usage(format!("{} was unmounted or mounted over at once", path.display())))
 }
 
+/// A mount that was found. It is held, so that what others mount in its place meanwhile is never taken for it.
+struct Place {
+    path: PathBuf,
+    root: OwnedFd,
+}
+
 /// Where a mount is, unless another lies over it. Its directory may have been renamed.
-fn place_of(mount: &Identity) -> Result<Option<PathBuf>> {
+fn place_of(mount: &Identity) -> Result<Option<Place>> {
     let own = entries()?.into_iter().filter(|entry| entry.kind == FS_TYPE && entry.device == mount.device);
     let mut places = own.map(|entry| PathBuf::from(OsString::from_vec(entry.path)));
-    Ok(places.find(|path| Identity::at(path).as_ref() == Some(mount)))
+    Ok(places.find_map(|path| Place::open(path, mount)))
+}
+
+impl Place {
+    fn open(path: PathBuf, mount: &Identity) -> Option<Self> {
+        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let root = rustix::fs::openat(CWD, &path, flags, Mode::empty()).ok()?;
+        let found = Identity::from(root.as_fd(), Path::new(""), AtFlags::EMPTY_PATH);
+        (found.as_ref() == Some(mount)).then_some(Self { path, root })
+    }
+
+    fn detach(&self, more: UnmountFlags) -> rustix::io::Result<()> {
+        let held = format!("/proc/self/fd/{}", self.root.as_raw_fd());
+        match rustix::mount::unmount(held, UnmountFlags::DETACH | more) {
+            // It is no place in the tree any more: somebody else was first.
+            Err(Errno::INVAL) => Ok(()),
+            done => done,
+        }
+    }
+
+    /// Takes it out of the tree, though it is in use.
+    fn unmount(&self) -> Result<()> {
+        match self.detach(UnmountFlags::empty()) {
+            Ok(()) => Ok(()),
+            Err(Errno::PERM | Errno::ACCESS) => unmount_by_helper(&self.path, true),
+            Err(e) => Err(Error::io(format!("cannot unmount {}", self.path.display()), e)),
+        }
+    }
 }
 
 /// The absolute path of a mount point, dead or alive: only the directory above it is looked at.
@@ -239,7 +276,6 @@ fn failed(path: &Path, e: Errno) -> Error {
 }
 
 fn mount_as_root(path: &Path, shown: &str, options: Options) -> rustix::io::Result<OwnedFd> {
-    use rustix::fs::{Mode, OFlags};
     let device = rustix::fs::openat(CWD, "/dev/fuse", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
     let (uid, gid) = (rustix::process::getuid().as_raw(), rustix::process::getgid().as_raw());
     let fd = device.as_fd().as_raw_fd();
@@ -321,16 +357,20 @@ fn receive(socket: &OwnedFd) -> rustix::io::Result<Option<OwnedFd>> {
 /// Unmounts what is on `path`; `lazy` also when it is in use: it goes from the tree at once, and ends with its last user.
 pub fn unmount(path: &Path, lazy: bool) -> Result<()> {
     let flags = if lazy { UnmountFlags::DETACH } else { UnmountFlags::empty() };
-    let busy = || {
-        Error::usage(format!("{} is in use", path.display()))
-            .with_hint("`bk umount --lazy` takes it out of sight now, and it ends with its last user")
-    };
     match rustix::mount::unmount(path, flags | UnmountFlags::NOFOLLOW) {
-        Ok(()) => return Ok(()),
-        Err(Errno::BUSY) => return Err(busy()),
-        Err(Errno::PERM | Errno::ACCESS) => {}
-        Err(e) => return Err(Error::io(format!("cannot unmount {}", path.display()), e)),
+        Ok(()) => Ok(()),
+        Err(Errno::BUSY) => Err(busy(path)),
+        Err(Errno::PERM | Errno::ACCESS) => unmount_by_helper(path, lazy),
+        Err(e) => Err(Error::io(format!("cannot unmount {}", path.display()), e)),
     }
+}
+
+fn busy(path: &Path) -> Error {
+    Error::usage(format!("{} is in use", path.display()))
+        .with_hint("`bk umount --lazy` takes it out of sight now, and it ends with its last user")
+}
+
+fn unmount_by_helper(path: &Path, lazy: bool) -> Result<()> {
     let mut command = helper();
     command.arg("-u");
     if lazy {
@@ -340,36 +380,35 @@ pub fn unmount(path: &Path, lazy: bool) -> Result<()> {
     let said = String::from_utf8_lossy(&output.stderr);
     match output.status.success() {
         true => Ok(()),
-        false if said.contains("busy") => Err(busy()),
+        false if said.contains("busy") => Err(busy(path)),
         false => Err(Error::usage(format!("cannot unmount {}: {}", path.display(), said.trim()))),
     }
 }
 
 /// Unmounts one that is being served, though it is in use. False when it is not there any more, or something else lies over it.
 pub fn unmount_own(mount: &Identity) -> Result<bool> {
-    let Some(path) = place_of(mount)? else { return Ok(false) };
-    unmount(&path, true).map(|()| true)
+    let Some(place) = place_of(mount)? else { return Ok(false) };
+    place.unmount().map(|()| true)
 }
 
 /// Unmounts one that nobody serves any more. Where its numbers may be another's by now, that other one is alive.
 pub fn clear(mount: &Identity) -> Result<()> {
     match place_of(mount)? {
-        Some(path) if mount.is_unique || matches!(is_dead(&path), Ok(true)) => unmount(&path, true),
+        Some(place) if mount.is_unique || matches!(is_dead(&place.path), Ok(true)) => place.unmount(),
         _ => Ok(()),
     }
 }
 
 /// Ends what a mount still waits for, and takes it away. For one whose process is dead, but cannot go.
 pub fn abort(mount: &Identity) -> Result<()> {
-    let Some(path) = place_of(mount)? else { return Ok(()) };
-    let flags = UnmountFlags::FORCE | UnmountFlags::DETACH | UnmountFlags::NOFOLLOW;
-    if rustix::mount::unmount(&path, flags).is_ok() {
+    let Some(place) = place_of(mount)? else { return Ok(()) };
+    if place.detach(UnmountFlags::FORCE).is_ok() {
         return Ok(());
     }
     // Who is not root may do so by its connection's file, where there is one.
     let minor = mount.device.rsplit(':').next().unwrap_or_default();
     let _ = std::fs::write(format!("/sys/fs/fuse/connections/{minor}/abort"), "1");
-    unmount(&path, true)
+    place.unmount()
 }
 
 /// Has the kernel read ahead so much in files of a mount, as far as it lets us.
@@ -402,7 +441,27 @@ mod tests {
         assert!(
             ["", "0:1", "0:1/x/true", "0:1/1/1", "0:1/1/true/"].iter().all(|text| text.parse::<Identity>().is_err())
         );
-        assert_eq!(place_of(&root).unwrap(), None, "it is not one of bk's");
+        assert!(place_of(&root).unwrap().is_none(), "it is not one of bk's");
+    }
+
+    #[test]
+    fn what_lay_below_a_mount_stays() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path();
+        if rustix::mount::mount("below", path, "tmpfs", MountFlags::empty(), None).is_err() {
+            return;
+        }
+        let below = Identity::at(path).unwrap();
+        if let Ok(device) = mount(path, "above", Options::default()) {
+            let own = made(path, &device).unwrap();
+            // Two that find it at the same time: the first one takes it away.
+            let (first, second) = (place_of(&own).unwrap().unwrap(), place_of(&own).unwrap().unwrap());
+            first.unmount().unwrap();
+            assert_eq!(Identity::at(path).unwrap(), below);
+            second.unmount().unwrap();
+            assert_eq!(Identity::at(path).as_ref(), Some(&below));
+        }
+        rustix::mount::unmount(path, UnmountFlags::DETACH).unwrap();
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::{
     os::unix::{net::UnixDatagram, process::CommandExt},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
-    sync::Arc,
+    sync::{Arc, Mutex},
     time::{Duration, Instant},
 };
 
@@ -189,18 +189,21 @@ impl Watcher {
 
 /// Unmounts the mount `own` when `input` ends with nothing in it.
 pub fn unmount_after(mut input: impl Read, own: &Identity) -> Result<()> {
+    let one_at_a_time = Arc::new(Mutex::new(()));
     if let Some(parent) = rustix::process::getppid() {
-        let own = own.clone();
+        let (own, turn) = (own.clone(), Arc::clone(&one_at_a_time));
         std::thread::spawn(move || {
             while !is_dead(parent) {
                 std::thread::sleep(LOOK);
             }
             // One of its threads may be in the kernel, waiting for an answer that only it could have given.
+            let _turn = turn.lock();
             let _ = attach::abort(&own);
         });
     }
     let mut told = Vec::new();
     let _ = input.read_to_end(&mut told);
+    let _turn = one_at_a_time.lock();
     if told.is_empty() { attach::clear(own) } else { Ok(()) }
 }
 

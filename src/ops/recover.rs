@@ -5,7 +5,7 @@ use std::{io::Read, path::Path};
 use serde::Serialize;
 
 use crate::{
-    error::{Error, Result},
+    error::{Error, Kind, Result},
     model::ids::{Name, RunId},
     monitor::Monitor,
     steps::{
@@ -20,7 +20,7 @@ use crate::{
 pub struct Outcome {
     /// The job.
     pub job: String,
-    /// `left`, `forgotten`, `failed`, or `running` when a run of it is at work.
+    /// `left`, `forgotten`, `failed`, `running` when a run of it is at work, or `killed` when one was that cannot end.
     pub outcome: &'static str,
     /// Its runs, the oldest first.
     pub runs: Vec<Recovered>,
@@ -49,7 +49,13 @@ fn failed(job: &Name, errors: Vec<Error>) -> Outcome {
 
 fn one(state: &State, job: &Name, forgets: bool, monitor: &dyn Monitor) -> Result<Outcome> {
     let nothing = Outcome { job: job.to_string(), outcome: "left", runs: Vec::new(), errors: Vec::new() };
-    let Some(locked) = state.lock(job, false)? else { return Ok(Outcome { outcome: "running", ..nothing }) };
+    let Some(locked) = state.lock(job)? else {
+        let begun = state.begun_by_killed(job)?;
+        return Ok(match begun.is_empty() {
+            true => Outcome { outcome: "running", ..nothing },
+            false => Outcome { outcome: "killed", errors: vec![not_left(&begun)], ..nothing },
+        });
+    };
     if forgets {
         let forgotten = recover::forget(&locked)?.into_iter();
         let runs =
@@ -62,8 +68,22 @@ fn one(state: &State, job: &Name, forgets: bool, monitor: &dyn Monitor) -> Resul
     Ok(Outcome { outcome, runs, errors, ..nothing })
 }
 
+/// Its watcher sees to that; one that was killed, too, cannot.
+fn not_left(begun: &[Name]) -> Error {
+    let names = begun.iter().map(Name::as_str).collect::<Vec<_>>().join(", ");
+    let what = format!("its run was killed and waits for a device that does not answer; not left yet: {names}");
+    Error::new(Kind::Step, what)
+        .with_hint("its watcher leaves them in a few seconds; if it does not, leave them by hand")
+}
+
 /// The watcher of a run: waits for its end on `pipe`, and leaves its steps if that was no end it had told.
-pub fn watch(state_dir: &Path, job: &Name, run_id: RunId, pipe: &mut dyn Read, monitor: &dyn Monitor) -> Result<()> {
+pub fn watch(
+    state_dir: &Path,
+    job: &Name,
+    run_id: RunId,
+    pipe: impl Read + Send + 'static,
+    monitor: &dyn Monitor,
+) -> Result<()> {
     let runs = watch::watch(&State::new(state_dir), job, run_id, pipe, monitor)?;
     runs.into_iter().flat_map(|run| run.errors).next().map_or(Ok(()), Err)
 }

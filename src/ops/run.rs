@@ -11,7 +11,7 @@ mod validate;
 
 use std::{path::Path, sync::Arc};
 
-use hold::Hold;
+use hold::{Alone, Hold};
 use report::Failed;
 pub use report::{Fault, Report, weight};
 pub(super) use report::{exit_of, fault};
@@ -25,7 +25,7 @@ use crate::{
         step::Step,
     },
     engine::{
-        beat::{self, Phase, Watch},
+        beat::{self, Beating, Phase, Watch},
         cluster::gate::{Asking, Open, Verdict},
     },
     error::{Error, Kind, Result},
@@ -101,8 +101,10 @@ pub fn run(job: &Job<'_>, work: &Work<'_>, clock: &dyn Clock, monitor: &dyn Moni
         }
     };
     let place = locked.as_ref().map(|locked| (&state, locked, job.name, run_id));
-    let mut run =
-        Run { job, work, clock, monitor, run_id, steps: Steps::new(job.steps, place, values(job, run_id), monitor) };
+    let steps = Steps::new(job.steps, place, values(job, run_id), monitor);
+    let closed = steps.closed();
+    monitor.opens_first(Box::new(move || closed.is_now()));
+    let mut run = Run { job, work, clock, monitor, run_id, steps };
     let ended = run.recovered(locked.as_ref(), &mut report).and_then(|()| run.gated(&mut report));
     report.end(ended);
     let finished = run.steps.finish();
@@ -137,7 +139,7 @@ fn lock(job: &Job<'_>, state: &State) -> Result<Option<Option<Locked>>> {
     if job.steps.is_empty() && !job.steps_by_role && !state.knows(job.name) {
         return Ok(Some(None));
     }
-    Ok(state.lock(job.name, false)?.map(Some))
+    Ok(state.lock(job.name)?.map(Some))
 }
 
 /// Leaves what an earlier run had begun, wherever the coordinator is by now. What cannot be left keeps this run from beginning.
@@ -213,7 +215,7 @@ impl Run<'_, '_> {
         let mut request = told.request;
         request.values.extend(self.steps.values().clone());
         let watch = Watch::new(self.monitor);
-        let hold = Hold::new(told.max_hold, &watch);
+        let hold = Hold::new(told.max_hold, self.steps.closed(), &watch);
         let prepared = match prepare(&volume, local.as_ref(), &request, self.run_id, self.clock, &hold)? {
             Ready::Run(prepared) => prepared,
             Ready::Skip(skipped) => return Ok(Done::Skipped(skipped)),
@@ -222,7 +224,7 @@ impl Run<'_, '_> {
         let lease = prepared.lease();
         self.steps.set("BK_LEVEL", prepared.level().to_string());
         let beating = watch.start(self.who(&volume, &request, prepared.level())?, &self.job.beat);
-        let taken = self.held((&hold, &watch), prepared, asking, open, report);
+        let taken = self.held((&hold, &watch, &beating), prepared, asking, open, report);
         watch.turn_to(Phase::Leaving);
         let ended = taken.map(|outcome| Done::Taken(Box::new(outcome)));
         self.tell(&ended);
@@ -235,7 +237,7 @@ impl Run<'_, '_> {
     /// From the safe state of the application to the commit.
     fn held(
         &mut self,
-        (hold, watch): (&Hold<'_>, &Watch<'_>),
+        (hold, watch, beating): (&Hold<'_>, &Watch<'_>, &Beating),
         prepared: Box<snapshot::Prepared<'_>>,
         asking: &Asking<'_>,
         open: &Open,
@@ -244,11 +246,16 @@ impl Run<'_, '_> {
         let explain = |e| watch.explain(hold.explain(e));
         // A run that was still while another took its place closes nothing any more.
         let guarded = Guarded::new(hold, prepared.lease());
-        let check = || guarded.lease().check();
-        let entered = hold.entering(&mut self.steps, |steps| steps.enter(false, &guarded, &check));
-        entered.map_err(|e| explain(guarded.explain(e)))?;
+        let check = || guarded.lease().check_soon(&|| guarded.interrupted().is_some());
+        self.steps.enter(false, &guarded, &check).map_err(|e| explain(guarded.explain(e)))?;
         watch.turn_to(Phase::Storing);
-        let (ended, early) = hold.storing(&mut self.steps, || {
+        // What is left alone is nothing any more: it keeps no other run away.
+        let yields = || {
+            guarded.lease().end();
+            beating.end();
+        };
+        let outcome = |signal| Failed::from(explain(Error::new(Kind::Signal(signal), "interrupted"))).outcome();
+        let (ended, early) = hold.storing(&mut self.steps, &Alone { outcome: &outcome, yields: &yields }, || {
             let unrecorded = prepared.store().map_err(explain)?;
             if !hold.may_commit() {
                 unrecorded.abandon();

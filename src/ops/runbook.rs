@@ -290,7 +290,7 @@ fn begin(
         None
     } else {
         let busy = || Error::new(Kind::Lost, format!("another run of {job} is at work on this node"));
-        Some(state.lock(job, false)?.ok_or_else(busy)?)
+        Some(state.lock(job)?.ok_or_else(busy)?)
     };
     run::leave_earlier(locked.as_ref(), job, monitor, &mut report.recovered)?;
     let run_id = RunId::new(clock.unix_ms())?;
@@ -340,7 +340,8 @@ impl Doing<'_> {
             if let Some(signal) = self.monitor.interrupted() {
                 return Err(Error::new(Kind::Signal(signal), "interrupted"));
             }
-            self.lease.map_or(Ok(()), |guarded| guarded.lease().check())?;
+            let is_stopped = || self.monitor.interrupted().is_some();
+            self.lease.map_or(Ok(()), |guarded| guarded.lease().check_soon(&is_stopped))?;
             let what = match &action.deed {
                 Deed::Step(_) => {
                     if let Some(step) = steps.next().filter(|step| step.after.is_none()) {

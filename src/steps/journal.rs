@@ -2,7 +2,8 @@
 //!
 //! One file a run, `runs/<job>/<run id>.journal` in the state directory, one JSON object a line. A step's line is durable before the
 //! step begins, and holds the step whole. The run holds `runs/<job>/lock` as long as it lives; whoever gets the lock may leave what
-//! the journals beside it tell. A journal with nothing left to do is removed.
+//! the journals beside it tell, and so may the watcher of a run that was killed and cannot end: so each journal is locked, too, by
+//! whoever leaves what it tells. A journal with nothing left to do is removed.
 
 use std::{
     collections::BTreeMap,
@@ -90,7 +91,7 @@ impl State {
     }
 
     /// Makes the directories and takes the job's lock; `None` when another run of the job lives on this machine.
-    pub fn lock(&self, job: &Name, waits: bool) -> Result<Option<Locked>> {
+    pub fn lock(&self, job: &Name) -> Result<Option<Locked>> {
         let dir = self.job_dir(job);
         for (path, above) in [(self.dir.clone(), self.dir.parent()), (self.dir.join("runs"), Some(&*self.dir))] {
             make_dir(&path, above)?;
@@ -105,15 +106,38 @@ impl State {
             .mode(0o600)
             .open(&path)
             .map_err(|e| failed("open", &path, e))?;
-        let operation = if waits { FlockOperation::LockExclusive } else { FlockOperation::NonBlockingLockExclusive };
-        loop {
-            match flock(&lock, operation) {
-                Ok(()) => return Ok(Some(Locked { dir, _lock: lock })),
-                Err(rustix::io::Errno::WOULDBLOCK) => return Ok(None),
-                Err(rustix::io::Errno::INTR) => {}
-                Err(e) => return Err(failed("lock", &path, e.into())),
+        match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => {}
+            Err(rustix::io::Errno::WOULDBLOCK) => return Ok(None),
+            Err(e) => return Err(failed("lock", &path, e.into())),
+        }
+        // Only for who asks why it is locked.
+        let _ = lock.set_len(0).and_then(|()| (&lock).write_all(format!("{}\n", std::process::id()).as_bytes()));
+        Ok(Some(Locked { dir, _lock: Some(lock) }))
+    }
+
+    /// The same for the watcher of a run that was killed: that one still has the lock, and can do no more.
+    pub fn of_killed(&self, job: &Name) -> Locked {
+        Locked { dir: self.job_dir(job), _lock: None }
+    }
+
+    /// Steps that are noted as begun while who has the job's lock was killed and does not end.
+    pub fn begun_by_killed(&self, job: &Name) -> Result<Vec<Name>> {
+        let holder = std::fs::read_to_string(self.job_dir(job).join("lock")).unwrap_or_default();
+        if !holder.trim().parse().is_ok_and(processes::is_ending) {
+            return Ok(Vec::new());
+        }
+        let locked = self.of_killed(job);
+        let mut begun = Vec::new();
+        for run_id in locked.runs()? {
+            let path = locked.path(run_id);
+            match std::fs::read(&path) {
+                Ok(bytes) => begun.extend(understood(&path, &bytes)?.1.begun.into_iter().map(|begun| begun.step.name)),
+                Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
+                Err(e) => return Err(failed("read", &path, e)),
             }
         }
+        Ok(begun)
     }
 }
 
@@ -148,13 +172,13 @@ fn make_dir(path: &Path, above: Option<&Path>) -> Result<()> {
 /// A job whose journals nobody else touches.
 pub struct Locked {
     dir: PathBuf,
-    _lock: File,
+    _lock: Option<File>,
 }
 
 impl Locked {
     /// Begins the journal of a run.
     pub fn begin(&self, run_id: RunId) -> Result<Journal> {
-        let path = self.dir.join(format!("{run_id}{ENDING}"));
+        let path = self.path(run_id);
         let mut options = OpenOptions::new();
         let file =
             options.append(true).create_new(true).mode(0o600).open(&path).map_err(|e| failed("make", &path, e))?;
@@ -164,20 +188,25 @@ impl Locked {
         Ok(journal)
     }
 
-    /// Runs of this job that did not end, the oldest first.
-    pub fn unfinished(&self) -> Result<Vec<Unfinished>> {
-        self.runs()?.into_iter().map(|run_id| self.read(run_id)).collect()
+    /// Runs of this job that did not end, the oldest first; of one run only, or of all.
+    pub fn unfinished(&self, only: Option<RunId>) -> Result<Vec<Unfinished>> {
+        let runs = self.runs()?.into_iter().filter(|run_id| only.is_none_or(|only| only == *run_id));
+        runs.filter_map(|run_id| self.read(run_id).transpose()).collect()
     }
 
     /// Removes the journals of all runs.
     pub fn forget(&self) -> Result<Vec<RunId>> {
         let runs = self.runs()?;
         for run_id in &runs {
-            let path = self.dir.join(format!("{run_id}{ENDING}"));
+            let path = self.path(*run_id);
             std::fs::remove_file(&path).map_err(|e| failed("remove", &path, e))?;
         }
         File::open(&self.dir).and_then(|dir| dir.sync_all()).map_err(|e| failed("make durable", &self.dir, e))?;
         Ok(runs)
+    }
+
+    fn path(&self, run_id: RunId) -> PathBuf {
+        self.dir.join(format!("{run_id}{ENDING}"))
     }
 
     fn runs(&self) -> Result<Vec<RunId>> {
@@ -192,25 +221,43 @@ impl Locked {
         Ok(runs)
     }
 
-    fn read(&self, run_id: RunId) -> Result<Unfinished> {
-        let path = self.dir.join(format!("{run_id}{ENDING}"));
+    /// Reads the journal of a run, when nobody else leaves what it tells any more; `None` when that was done meanwhile.
+    fn read(&self, run_id: RunId) -> Result<Option<Unfinished>> {
+        let path = self.path(run_id);
         let mut options = OpenOptions::new();
-        let file = options.append(true).read(true).open(&path).map_err(|e| failed("open", &path, e))?;
+        let file = match options.append(true).read(true).open(&path) {
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            opened => opened.map_err(|e| failed("open", &path, e))?,
+        };
+        while let Err(e) = flock(&file, FlockOperation::LockExclusive) {
+            if e != rustix::io::Errno::INTR {
+                return Err(failed("lock", &path, e.into()));
+            }
+        }
         let meta = file.metadata().map_err(|e| failed("look at", &path, e))?;
+        if meta.nlink() == 0 {
+            return Ok(None);
+        }
         if meta.len() > JOURNAL_LEN_MAX {
             return Err(Error::new(Kind::Step, format!("{} is too long for a journal", path.display())));
         }
         let bytes = std::fs::read(&path).map_err(|e| failed("read", &path, e))?;
-        let whole = bytes.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
-        let Replayed { boot_id: boot, session, begun, running } = replay(&bytes[..whole]).map_err(|why| {
-            Error::new(Kind::Step, format!("{} cannot be read: {why}", path.display()))
-                .with_hint("see by hand what its run had begun, then `bk recover --forget`")
-        })?;
+        let (whole, Replayed { boot_id: boot, session, begun, running }) = understood(&path, &bytes)?;
         // What follows the last whole line was not durable, so what it would tell has not begun.
         file.set_len(whole as u64).map_err(|e| failed("write", &path, e))?;
         let session = (!boot.is_empty() && boot == boot_id()).then_some(session);
-        Ok(Unfinished { run_id, session, begun, running, journal: Journal { file, path } })
+        Ok(Some(Unfinished { run_id, session, begun, running, journal: Journal { file, path } }))
     }
+}
+
+/// What a journal tells, and how much of it are whole lines.
+fn understood(path: &Path, bytes: &[u8]) -> Result<(usize, Replayed)> {
+    let whole = bytes.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
+    let replayed = replay(&bytes[..whole]).map_err(|why| {
+        Error::new(Kind::Step, format!("{} cannot be read: {why}", path.display()))
+            .with_hint("see by hand what its run had begun, then `bk recover --forget`")
+    })?;
+    Ok((whole, replayed))
 }
 
 /// A step that was begun and not left.
@@ -349,8 +396,8 @@ mod tests {
         let state = State::new(&dir.path().join("state"));
         let job: Name = "db".parse().unwrap();
         assert!(!state.knows(&job) && state.jobs().unwrap().is_empty());
-        let locked = state.lock(&job, false).unwrap().unwrap();
-        assert!(state.lock(&job, false).unwrap().is_none());
+        let locked = state.lock(&job).unwrap().unwrap();
+        assert!(state.lock(&job).unwrap().is_none());
         let run_id = RunId::new(1).unwrap();
         let mut journal = locked.begin(run_id).unwrap();
         let values = BTreeMap::from([("BK_JOB".to_owned(), "db".to_owned())]);
@@ -372,18 +419,27 @@ mod tests {
             use std::os::unix::fs::FileExt;
             let torn = OpenOptions::new().write(true).open(&journal.path).unwrap();
             torn.write_all_at(&whole[..len], whole.len() as u64).unwrap();
-            let begun = locked.unfinished().unwrap().pop().unwrap().begun;
+            let begun = locked.unfinished(None).unwrap().pop().unwrap().begun;
             assert_eq!((begun.len(), begun[0].step.name.as_str()), (1, "a"));
             assert_eq!(std::fs::read(&journal.path).unwrap(), whole);
         }
         assert!(replay(b"{\"what\":\"x\"}\n").is_err());
-        let unfinished = locked.unfinished().unwrap().pop().unwrap();
+        assert!(locked.unfinished(Some(RunId::new(2).unwrap())).unwrap().is_empty());
+        let unfinished = locked.unfinished(Some(run_id)).unwrap().pop().unwrap();
         assert_eq!((unfinished.run_id, unfinished.session), (run_id, Some(processes::session())));
         assert_eq!(unfinished.begun[0].values, values);
+        // Who reads it, too, waits till that is left, and finds nothing to do.
+        let other = std::thread::spawn({
+            let locked = state.of_killed(&job);
+            move || locked.unfinished(None).unwrap().len()
+        });
+        std::thread::sleep(std::time::Duration::from_millis(50));
+        assert!(!other.is_finished());
         unfinished.journal.finish().unwrap();
-        assert!(locked.unfinished().unwrap().is_empty());
+        assert_eq!(other.join().unwrap(), 0);
+        assert!(locked.unfinished(None).unwrap().is_empty());
         drop(locked);
-        assert!(state.lock(&job, false).unwrap().is_some());
+        assert!(state.lock(&job).unwrap().is_some());
     }
 
     #[test]
@@ -391,7 +447,7 @@ mod tests {
         use std::os::unix::fs::PermissionsExt;
         let dir = tempfile::tempdir().unwrap();
         std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o777)).unwrap();
-        let error = State::new(dir.path()).lock(&"db".parse().unwrap(), false).err().unwrap();
+        let error = State::new(dir.path()).lock(&"db".parse().unwrap()).err().unwrap();
         assert!(error.to_string().contains("is not bk's alone"), "{error}");
     }
 }

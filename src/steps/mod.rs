@@ -5,6 +5,7 @@
 //! once only when its end was written down.
 
 mod attempt;
+mod closed;
 mod feed;
 mod journal;
 mod output;
@@ -13,16 +14,15 @@ pub mod recover;
 mod trust;
 pub mod watch;
 
-use std::{
-    collections::BTreeMap,
-    time::{Duration, Instant},
-};
+use std::{collections::BTreeMap, time::Duration};
 
 pub use attempt::{Phase, Report};
 use attempt::{attempt, until};
+pub use closed::Closed;
 pub use feed::Feed;
 use journal::Journal;
 pub use journal::{Locked, State};
+pub use trust::AS_USER;
 use watch::Watcher;
 
 use crate::{
@@ -70,18 +70,11 @@ pub struct Steps<'a> {
     values: Values,
     journal: Option<(Journal, Watcher)>,
     begun: Vec<&'a Step>,
-    held: Held,
+    closed: Closed,
     /// Something could not be left.
     is_stuck: bool,
     /// What was run.
     pub reports: Vec<Report>,
-}
-
-/// How long steps that are no media steps are entered.
-#[derive(Default)]
-struct Held {
-    since: Option<Instant>,
-    total: Duration,
 }
 
 impl<'a> Steps<'a> {
@@ -92,8 +85,8 @@ impl<'a> Steps<'a> {
         values: Values,
         monitor: &'a dyn Monitor,
     ) -> Self {
-        let (begun, reports) = (Vec::new(), Vec::new());
-        Self { steps, monitor, place, values, journal: None, begun, held: Held::default(), is_stuck: false, reports }
+        let (begun, closed, reports) = Default::default();
+        Self { steps, monitor, place, values, journal: None, begun, closed, is_stuck: false, reports }
     }
 
     /// From now on these are the steps, of which none is begun yet.
@@ -179,15 +172,10 @@ impl<'a> Steps<'a> {
             journal.begin(step, &self.values)?;
         }
         self.begun.push(step);
-        if !step.media && self.held.since.is_none() {
-            self.held.since = Some(Instant::now());
+        if !step.media {
+            self.closed.begin();
         }
         Ok(())
-    }
-
-    /// Whether there is a step that holds the application.
-    pub fn will_hold(&self) -> bool {
-        self.steps.iter().any(|step| !step.media && step.after.is_none())
     }
 
     /// Whether one that was begun holds the application.
@@ -213,7 +201,7 @@ impl<'a> Steps<'a> {
             let journal = self.journal.as_mut().map(|(journal, _)| journal);
             errors.extend(leave_one(step, &self.values, journal, self.monitor, &mut self.reports).err());
             if !left.iter().any(|step| !step.media) {
-                self.held.total += self.held.since.take().map_or(Duration::ZERO, |since| since.elapsed());
+                self.closed.end();
             }
         }
         self.is_stuck |= !errors.is_empty();
@@ -224,7 +212,12 @@ impl<'a> Steps<'a> {
 
     /// How long the application was held.
     pub fn held(&self) -> Duration {
-        self.held.total + self.held.since.map_or(Duration::ZERO, |since| since.elapsed())
+        self.closed.time()
+    }
+
+    /// The same, as it goes on.
+    pub fn closed(&self) -> Closed {
+        self.closed.clone()
     }
 
     /// Runs the steps that follow a run, with what it came to as their standard input.

@@ -40,8 +40,7 @@ pub struct Recovered {
 
 /// Leaves what runs of this job began and did not leave; of one run only, or of all.
 pub fn recover(locked: &Locked, only: Option<RunId>, monitor: &dyn Monitor) -> Result<Vec<Recovered>> {
-    let runs = locked.unfinished()?.into_iter().filter(|run| only.is_none_or(|only| only == run.run_id));
-    runs.map(|run| one(run, monitor)).collect()
+    locked.unfinished(only)?.into_iter().map(|run| one(run, monitor)).collect()
 }
 
 /// Forgets them: nothing is run.

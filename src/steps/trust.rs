@@ -16,6 +16,9 @@ use crate::error::{Error, Kind, Result};
 /// A name service that takes longer does not answer.
 const LOOK_UP_TIMEOUT: Duration = Duration::from_secs(30);
 
+/// What bk is asked to do by itself, with numbers for a user: see `cli`.
+pub const AS_USER: &str = "as-user";
+
 const STICKY: u32 = 0o1000;
 const OTHERS_WRITE: u32 = 0o022;
 const EXECUTE: u32 = 0o111;
@@ -96,15 +99,12 @@ fn fault(meta: &Metadata, trusted: u32) -> Option<String> {
     (!is_shared).then(|| "can be written by its group or by others".to_owned())
 }
 
-/// A program of the system's.
-fn tool(name: &str) -> Result<PathBuf> {
-    program(&[name.to_owned()], None)
-}
-
 #[derive(Clone)]
 struct Account {
     uid: u32,
     gid: u32,
+    /// All of them.
+    groups: String,
     home: String,
 }
 
@@ -122,22 +122,29 @@ fn account(user: &str) -> Result<Account> {
 
 fn look_up(user: &str) -> Result<Account> {
     let bad = || Error::usage(format!("there is no user `{}`", crate::model::show::name(user.as_bytes())));
-    let argv: Vec<String> = ["getent", "passwd", "--", user].map(str::to_owned).to_vec();
-    let call = Call { argv: &argv, user: None, values: &[], timeout: LOOK_UP_TIMEOUT, input: None, is_kept: true };
-    let ran = process::run(&call, &|| false, &mut |_| {});
-    if matches!(ran.end, End::TimedOut | End::NotStarted | End::Signal(_)) {
-        return Err(Error::new(Kind::Step, format!("cannot look up the user `{user}`: {}", ran.why)));
-    }
-    let line = String::from_utf8(ran.output).map_err(|_| bad())?;
+    let ask = |argv: [&str; 4]| {
+        let argv = argv.map(str::to_owned);
+        let call = Call { argv: &argv, user: None, values: &[], timeout: LOOK_UP_TIMEOUT, input: None, is_kept: true };
+        let ran = process::run(&call, &|| false, &mut |_| {});
+        if matches!(ran.end, End::TimedOut | End::NotStarted | End::Signal(_)) {
+            return Err(Error::new(Kind::Step, format!("cannot look up the user `{user}`: {}", ran.why)));
+        }
+        String::from_utf8(ran.output).map_err(|_| bad())
+    };
+    let line = ask(["getent", "passwd", "--", user])?;
     let fields: Vec<&str> = line.trim_end().split(':').collect();
-    match fields[..] {
-        [_, _, uid, gid, _, home, _] => Ok(Account {
-            uid: uid.parse().map_err(|_| bad())?,
-            gid: gid.parse().map_err(|_| bad())?,
-            home: home.to_owned(),
-        }),
-        _ => Err(bad()),
+    let [_, _, uid, gid, _, home, _] = fields[..] else { return Err(bad()) };
+    let groups = ask(["id", "-G", "--", user])?;
+    let groups: Vec<u32> = groups.split_whitespace().map(str::parse).collect::<Result<_, _>>().map_err(|_| bad())?;
+    if groups.is_empty() {
+        return Err(bad());
     }
+    Ok(Account {
+        uid: uid.parse().map_err(|_| bad())?,
+        gid: gid.parse().map_err(|_| bad())?,
+        groups: groups.iter().map(u32::to_string).collect::<Vec<_>>().join(","),
+        home: home.to_owned(),
+    })
 }
 
 /// User and group of `user`.
@@ -145,7 +152,7 @@ pub fn ids(user: &str) -> Result<(u32, u32)> {
     account(user).map(|account| (account.uid, account.gid))
 }
 
-/// `program` as another user, with that user's groups; util-linux's setpriv changes them and becomes the program.
+/// `program` as another user, with that user's groups; this program itself changes them and becomes the other.
 pub fn as_user(user: &str, program: &Path) -> Result<Command> {
     let account = account(user)?;
     let own = rustix::process::geteuid();
@@ -155,9 +162,8 @@ pub fn as_user(user: &str, program: &Path) -> Result<Command> {
     if !own.is_root() {
         return Err(Error::usage(format!("only root runs a command as `{user}`")));
     }
-    let mut command = Command::new(tool("setpriv")?);
-    command.arg(format!("--reuid={}", account.uid)).arg(format!("--regid={}", account.gid));
-    command.args(["--init-groups", "--"]).arg(program);
+    let mut command = Command::new("/proc/self/exe");
+    command.args([AS_USER, &account.uid.to_string(), &account.gid.to_string(), &account.groups]).arg(program);
     command.env("HOME", account.home).env("USER", user).env("LOGNAME", user);
     Ok(command)
 }

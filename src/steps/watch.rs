@@ -1,9 +1,14 @@
 //! The watcher: a second bk that waits on a pipe only the run holds, and leaves the run's steps when the run is gone without a word.
+//!
+//! A run that was killed while a thread of it waits for a device is not gone: it keeps the pipe and the job's lock till that device
+//! answers. But it can do no more, so its steps are left all the same.
 
 use std::{
     io::{Read, Write},
     os::unix::process::CommandExt,
     process::{Child, Command, Stdio},
+    sync::mpsc::{RecvTimeoutError, channel},
+    time::{Duration, Instant},
 };
 
 use super::{State, recover, recover::Recovered};
@@ -11,13 +16,18 @@ use crate::{
     error::{Error, Kind, Result},
     model::{
         ids::{Name, RunId},
-        secret,
+        processes, secret,
     },
     monitor::Monitor,
 };
 
 /// What the run says when it needs no watcher any more.
 const DONE: &[u8] = b"done";
+
+/// How often it is looked whether the run was killed.
+const LOOK: Duration = Duration::from_secs(1);
+/// A run that was killed so long ago and is still there waits for a device. By then none of its threads is on a processor any more.
+const ENDING_MAX: Duration = Duration::from_secs(2);
 
 /// A running watcher.
 pub struct Watcher {
@@ -50,21 +60,54 @@ impl Watcher {
     }
 }
 
-/// Waits for the end of a run, and leaves its steps when it did not say that it had.
+/// Waits for the end of the run that started this process, and leaves its steps when it did not say that it had.
 pub fn watch(
     state: &State,
     job: &Name,
     run_id: RunId,
-    pipe: &mut dyn Read,
+    pipe: impl Read + Send + 'static,
     monitor: &dyn Monitor,
 ) -> Result<Vec<Recovered>> {
-    let mut said = Vec::new();
-    pipe.take(DONE.len() as u64).read_to_end(&mut said).map_err(|e| Error::io("cannot watch the run", e))?;
-    if said == DONE {
-        return Ok(Vec::new());
+    let mut run = Run { pid: rustix::process::getppid().map(|pid| pid.as_raw_nonzero().get()), ending_since: None };
+    let (tell, told) = channel();
+    std::thread::spawn(move || {
+        let mut said = Vec::new();
+        let read = pipe.take(DONE.len() as u64).read_to_end(&mut said);
+        tell.send(read.map(|_| said == DONE))
+    });
+    loop {
+        match told.recv_timeout(LOOK) {
+            Ok(Ok(true)) => return Ok(Vec::new()),
+            Ok(Ok(false)) => break,
+            Ok(Err(e)) => return Err(Error::io("cannot watch the run", e)),
+            Err(RecvTimeoutError::Timeout) if !run.is_over() => {}
+            Err(_) => break,
+        }
     }
-    match state.lock(job, true)? {
-        Some(locked) => recover::recover(&locked, Some(run_id), monitor),
-        None => Ok(Vec::new()),
+    loop {
+        if let Some(locked) = state.lock(job)? {
+            return recover::recover(&locked, Some(run_id), monitor);
+        }
+        if run.is_over() {
+            return recover::recover(&state.of_killed(job), Some(run_id), monitor);
+        }
+        std::thread::sleep(LOOK);
+    }
+}
+
+/// The process that is watched.
+struct Run {
+    pid: Option<i32>,
+    ending_since: Option<Instant>,
+}
+
+impl Run {
+    /// Whether it was killed and does not come to its end.
+    fn is_over(&mut self) -> bool {
+        if !self.pid.is_some_and(processes::is_ending) {
+            self.ending_since = None;
+            return false;
+        }
+        self.ending_since.get_or_insert_with(Instant::now).elapsed() >= ENDING_MAX
     }
 }

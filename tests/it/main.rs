@@ -28,6 +28,7 @@ mod expiry_time;
 mod floors;
 mod gates;
 mod golden;
+mod hanging;
 mod harness;
 mod history;
 mod hostile;

@@ -9,24 +9,8 @@ use std::process::Command;
 use rustix::process::Signal;
 
 use crate::support::job::Job;
-use crate::support::tools::{Mounted, need, need_root, shell_ok, skip};
+use crate::support::tools::{Frozen, Mounted, need, need_root, shell_ok, skip};
 use crate::support::{Bk, exit};
-
-/// A frozen file system, which thaws whatever happens.
-struct Frozen<'a>(&'a Path);
-
-impl<'a> Frozen<'a> {
-    fn new(at: &'a Path) -> Self {
-        shell_ok(r#"fsfreeze -f "$1""#, &[at]);
-        Self(at)
-    }
-}
-
-impl Drop for Frozen<'_> {
-    fn drop(&mut self) {
-        shell_ok(r#"fsfreeze -u "$1""#, &[self.0]);
-    }
-}
 
 #[test]
 fn a_volume_that_hangs_holds_no_application() {
@@ -58,6 +42,8 @@ fn a_volume_that_hangs_holds_no_application() {
         }
         job.wait_for("application that is open", || job.entered() == ["tape"]);
         drop(frozen);
+        let result = if how == "signal" { "interrupted" } else { "step-failed" };
+        assert!(job.had("a leave", &format!("BK_RESULT={result}")), "{how}");
         let code = if how == "signal" { 143 } else { 7 };
         let ran = running.finish().code_is(&[code]);
         assert_eq!((job.snapshots(), job.journals()), (0, 0), "{how}\n{}", ran.show());

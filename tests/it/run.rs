@@ -360,6 +360,7 @@ fn a_held_application_is_opened_in_time() {
     let running = job.bk().spawn();
     job.wait_for_stop();
     job.wait_for("early leave", || job.entered() == ["tape"]);
+    assert!(job.had("a leave", "BK_RESULT=storing"));
     job.go();
     let ran = running.finish().ok();
     assert!(job.count("a leave") == (1, 1) && job.count("b leave") == (1, 1) && job.snapshots() == 1, "{}", ran.show());

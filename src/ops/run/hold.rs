@@ -3,7 +3,6 @@
 
 use std::{
     sync::{
-        OnceLock,
         atomic::{AtomicBool, AtomicU8, Ordering},
         mpsc::{Receiver, RecvTimeoutError, channel},
     },
@@ -11,10 +10,10 @@ use std::{
 };
 
 use crate::{
-    error::{Error, Kind, Result},
+    error::{Error, Kind},
     model::span::Span,
     monitor::Monitor,
-    steps::Steps,
+    steps::{Closed, Steps},
 };
 
 /// What a run that held too long is told, as if from outside.
@@ -31,25 +30,31 @@ const GIVEN_UP: u8 = 2;
 pub(super) struct Hold<'a> {
     inner: &'a dyn Monitor,
     max: Option<Duration>,
-    since: OnceLock<Instant>,
+    closed: Closed,
     is_left_early: AtomicBool,
     state: AtomicU8,
 }
 
+/// What becomes of a run that is left alone.
+pub(super) struct Alone<'a> {
+    /// What it comes to, told to stop by this signal.
+    pub(super) outcome: &'a (dyn Fn(i32) -> &'static str + Sync),
+    /// Lets other runs begin.
+    pub(super) yields: &'a (dyn Fn() + Sync),
+}
+
 impl<'a> Hold<'a> {
-    pub(super) fn new(max: Option<Duration>, inner: &'a dyn Monitor) -> Self {
-        Self {
-            inner,
-            max,
-            since: OnceLock::new(),
-            is_left_early: AtomicBool::new(false),
-            state: AtomicU8::new(STORING),
-        }
+    /// It counts from the first step that closes the application.
+    pub(super) fn new(max: Option<Duration>, closed: Closed, inner: &'a dyn Monitor) -> Self {
+        Self { inner, max, closed, is_left_early: AtomicBool::new(false), state: AtomicU8::new(STORING) }
+    }
+
+    fn is_longer_than_max(&self) -> bool {
+        self.max.zip(self.closed.since()).is_some_and(|(max, since)| since.elapsed() > max)
     }
 
     fn is_over(&self) -> bool {
-        let over = |since: &Instant| self.max.is_some_and(|max| since.elapsed() > max);
-        self.since.get().is_some_and(over) && !self.is_left_early.load(Ordering::Relaxed)
+        self.is_longer_than_max() && !self.is_left_early.load(Ordering::Relaxed)
     }
 
     /// The error of a run that was told to stop: the time, when it was no signal.
@@ -64,28 +69,21 @@ impl<'a> Hold<'a> {
         }
     }
 
-    /// Enters, and counts from the first step that does hold.
-    pub(super) fn entering(
-        &self,
-        steps: &mut Steps<'_>,
-        enter: impl FnOnce(&mut Steps<'_>) -> Result<()>,
-    ) -> Result<()> {
-        if steps.will_hold() {
-            let _ = self.since.set(Instant::now());
-        }
-        enter(steps)
-    }
-
     /// Stores and commits, and meanwhile leaves the steps when their time comes: if they allow it the snapshot goes on, else it
     /// is given up. A volume or source that hangs so holds no application. Gives what could not be left, too.
-    pub(super) fn storing<T>(&self, steps: &mut Steps<'_>, store: impl FnOnce() -> T) -> (T, Vec<Error>) {
+    pub(super) fn storing<T>(
+        &self,
+        steps: &mut Steps<'_>,
+        alone: &Alone<'_>,
+        store: impl FnOnce() -> T,
+    ) -> (T, Vec<Error>) {
         if !steps.holds() {
             return (store(), Vec::new());
         }
         self.is_left_early.store(self.max.is_some() && steps.may_leave_early(), Ordering::Relaxed);
         std::thread::scope(|scope| {
             let (done, stored) = channel::<()>();
-            let leaver = scope.spawn(move || self.leave_in_time(steps, &stored));
+            let leaver = scope.spawn(move || self.leave_in_time(steps, alone, &stored));
             let result = store();
             drop(done);
             let lost = |_| vec![Error::new(Kind::Step, "the thread that leaves steps early has ended")];
@@ -93,29 +91,39 @@ impl<'a> Hold<'a> {
         })
     }
 
-    fn leave_in_time(&self, steps: &mut Steps<'_>, stored: &Receiver<()>) -> Vec<Error> {
-        let held = || self.since.get().map_or(Duration::ZERO, Instant::elapsed);
+    fn leave_in_time(&self, steps: &mut Steps<'_>, alone: &Alone<'_>, stored: &Receiver<()>) -> Vec<Error> {
         let set = std::env::var("BK_TEST_STOP_MS").ok().and_then(|text| text.parse::<u64>().ok());
         let stop_time = set.map_or(STOP_TIME, Duration::from_millis);
         let mut told: Option<Instant> = None;
         while stored.recv_timeout(TICK) == Err(RecvTimeoutError::Timeout) {
-            if self.is_left_early.load(Ordering::Relaxed) && self.max.is_some_and(|max| held() > max) {
+            if self.is_left_early.load(Ordering::Relaxed) && self.is_longer_than_max() {
+                steps.set("BK_RESULT", "storing");
+                let errors = steps.leave(true);
                 let held = Span(self.max.unwrap_or_default());
                 self.inner
                     .warn(&format!("the application was held for {held}: it is opened while the snapshot goes on"));
-                return steps.leave(true);
+                return errors;
             }
-            if self.interrupted().is_none() {
-                continue;
-            }
-            if told.get_or_insert_with(Instant::now).elapsed() > stop_time {
-                // From here on nothing begins that must not see an open application.
-                let _ = self.turn(STORING, GIVEN_UP);
-                self.inner.warn("the run was told to stop and has not: the application is opened without it");
-                return steps.leave(true);
+            let Some(signal) = self.interrupted() else { continue };
+            let is_late = told.get_or_insert_with(Instant::now).elapsed() > stop_time;
+            if is_late || self.inner.is_urgent() {
+                return self.leave_alone(steps, alone, signal);
             }
         }
         Vec::new()
+    }
+
+    /// Leaves the steps of a run that does not stop. Nothing is said before they are left: who hears it may hang, too.
+    fn leave_alone(&self, steps: &mut Steps<'_>, alone: &Alone<'_>, signal: i32) -> Vec<Error> {
+        // From here on nothing begins that must not see an open application.
+        let is_given_up = self.turn(STORING, GIVEN_UP);
+        steps.set("BK_RESULT", if is_given_up { (alone.outcome)(signal) } else { "committing" });
+        let errors = steps.leave(true);
+        if is_given_up {
+            (alone.yields)();
+        }
+        self.inner.warn("the run was told to stop and has not: the application is opened without it");
+        errors
     }
 
     fn turn(&self, from: u8, to: u8) -> bool {

@@ -97,7 +97,7 @@ fn look(
 
 /// An earlier run has left everything it had begun.
 fn nothing_is_left_to_do(job: &Job<'_>, locked: Option<&Locked>) -> Result<()> {
-    match locked.map(Locked::unfinished).transpose()?.and_then(|mut runs| runs.pop()) {
+    match locked.map(|locked| locked.unfinished(None)).transpose()?.and_then(|mut runs| runs.pop()) {
         Some(run) => Err(Error::new(Kind::Step, format!("what the run {} had begun is not left yet", run.run_id))
             .with_hint(format!("`bk recover {}`, or the next run, leaves it", job.name))),
         None => Ok(()),

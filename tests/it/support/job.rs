@@ -57,7 +57,11 @@ pub struct Job {
 impl Job {
     /// Gate, media step `tape`, steps `a` and `b`, a tree, a stream, and a step after either end.
     pub fn new(name: &str) -> Self {
-        let world = World::new(name);
+        Self::on(World::new(name))
+    }
+
+    /// The same in a world that is there already.
+    pub fn on(world: World) -> Self {
         let dir = world.path("stand-in");
         for sub in ["mode", "state", "env"] {
             fs::create_dir_all(dir.join(sub)).unwrap();
@@ -101,8 +105,11 @@ impl Job {
 
     /// Writes the configuration.
     pub fn configure(&self) -> PathBuf {
-        let (volume, src, state) =
-            (self.world.volume.display(), self.world.src.display(), self.state().display().to_string());
+        let volume = match &self.world.server {
+            Some(_) => self.world.named().into_string().unwrap(),
+            None => self.world.volume.display().to_string(),
+        };
+        let (src, state) = (self.world.src.display(), self.state().display().to_string());
         let gate = if self.keys.contains("gate") {
             String::new()
         } else {
@@ -168,6 +175,12 @@ impl Job {
     pub fn count(&self, command: &str) -> (usize, usize) {
         let of = |mark| self.lines(mark).iter().filter(|line| *line == command).count();
         (of("+ "), of("- "))
+    }
+
+    /// Whether a command had this line in its environment when it ran last.
+    pub fn had(&self, command: &str, line: &str) -> bool {
+        let env = fs::read_to_string(self.dir.join("env").join(command.replace(' ', "-"))).unwrap_or_default();
+        env.lines().any(|one| one == line)
     }
 
     /// Steps whose stand-in is in its entered state.

@@ -137,3 +137,20 @@ fn run(program: &str, args: &[&OsStr]) -> bool {
     command.args(args).env("PATH", path_with_sbin()).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
     command.status().is_ok_and(|s| s.success())
 }
+
+/// A frozen file system, which thaws whatever happens.
+pub struct Frozen<'a>(&'a Path);
+
+impl<'a> Frozen<'a> {
+    /// What writes to it waits in the kernel from now on.
+    pub fn new(at: &'a Path) -> Self {
+        shell_ok(r#"fsfreeze -f "$1""#, &[at]);
+        Self(at)
+    }
+}
+
+impl Drop for Frozen<'_> {
+    fn drop(&mut self) {
+        shell_ok(r#"fsfreeze -u "$1""#, &[self.0]);
+    }
+}
