@@ -292,8 +292,9 @@ impl<'a> Census<'a> {
                 continue;
             };
             let len = (WINDOW_LEN - within).min(ends_at - at);
-            let offset = at.saturating_sub(begins_at + header);
-            let content = len.min(content.saturating_sub(offset));
+            let begins_in = |at: u64| at.saturating_sub(begins_at + header).min(content);
+            let offset = begins_in(at);
+            let content = begins_in(at + len) - offset;
             let places = in_file(runs, Run { offset, len: content });
             window.pieces.extend(places.map(|place| (path.to_vec(), place.offset, place.len)));
             window.plain_bytes += len;
