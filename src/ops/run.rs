@@ -103,7 +103,7 @@ pub fn run(job: &Job<'_>, work: &Work<'_>, clock: &dyn Clock, monitor: &dyn Moni
     let place = locked.as_ref().map(|locked| (&state, locked, job.name, run_id));
     let steps = Steps::new(job.steps, place, values(job, run_id), monitor);
     let closed = steps.closed();
-    monitor.opens_first(Box::new(move || closed.is_now()));
+    monitor.opens_first(Box::new(move || closed.keeps_process()));
     let mut run = Run { job, work, clock, monitor, run_id, steps };
     let ended = run.recovered(locked.as_ref(), &mut report).and_then(|()| run.gated(&mut report));
     report.end(ended);

@@ -1,7 +1,10 @@
 //! Since when the application is closed, and till when: set by the steps, looked at by who watches the time and the signals.
 
 use std::{
-    sync::{Arc, OnceLock},
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -13,6 +16,7 @@ pub struct Closed(Arc<Times>);
 struct Times {
     since: OnceLock<Instant>,
     until: OnceLock<Instant>,
+    is_leaving: AtomicBool,
 }
 
 impl Closed {
@@ -34,8 +38,18 @@ impl Closed {
     }
 
     /// Whether it is closed.
-    pub fn is_now(&self) -> bool {
+    fn is_now(&self) -> bool {
         self.0.since.get().is_some() && self.0.until.get().is_none()
+    }
+
+    /// Whether steps are being left, those of the media too.
+    pub(super) fn set_leaving(&self, is_leaving: bool) {
+        self.0.is_leaving.store(is_leaving, Ordering::Relaxed);
+    }
+
+    /// Whether the process should not end by its own will: the application is closed, or a step is left that another would leave once more.
+    pub fn keeps_process(&self) -> bool {
+        self.is_now() || self.0.is_leaving.load(Ordering::Relaxed)
     }
 
     /// How long it was, or is so far.

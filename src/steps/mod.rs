@@ -193,6 +193,7 @@ impl<'a> Steps<'a> {
     pub fn leave(&mut self, is_early: bool) -> Vec<Error> {
         let mut errors = Vec::new();
         let (mut kept, mut left) = (Vec::new(), std::mem::take(&mut self.begun));
+        self.closed.set_leaving(true);
         while let Some(step) = left.pop() {
             if is_early && step.media {
                 kept.push(step);
@@ -204,6 +205,7 @@ impl<'a> Steps<'a> {
                 self.closed.end();
             }
         }
+        self.closed.set_leaving(false);
         self.is_stuck |= !errors.is_empty();
         kept.reverse();
         self.begun = kept;

@@ -302,6 +302,24 @@ fn a_second_signal_ends_bk_at_once_and_the_watcher_leaves() {
     assert_eq!((job.count("a leave"), job.count("tape leave")), ((1, 1), (1, 1)));
 }
 
+/// What is being left when it comes is not left by the watcher once more, at the same time.
+#[test]
+fn a_second_signal_lets_what_is_being_left_end() {
+    let job = Job::new("run-leaving");
+    job.mode("tape leave", "stop");
+    let mut running = job.bk().spawn();
+    job.wait_for_stop();
+    for _ in 0..2 {
+        running.signal(Signal::INT);
+        std::thread::sleep(Duration::from_millis(300));
+    }
+    assert!(running.child.try_wait().unwrap().is_none());
+    job.go();
+    running.finish();
+    assert!(job.entered().is_empty() && job.journals() == 0);
+    assert_eq!((job.count("a leave"), job.count("tape leave")), ((1, 1), (1, 1)));
+}
+
 #[test]
 fn a_step_that_forks_ignores_or_floods_does_not_stop_bk() {
     let mut job = Job::new("run-odd");
