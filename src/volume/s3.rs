@@ -238,8 +238,8 @@ impl Inner {
         let (mut items, mut token) = (Vec::new(), None);
         for _ in 0..PAGE_COUNT_MAX {
             let options = || PaginatedListOptions { page_token: token.clone(), ..PaginatedListOptions::default() };
-            let page = || once(self.limits(), 0, self.client.list_paginated(full, options()));
-            let page = until_done(self.limits(), 0, page)
+            let page = || once(self.limits(), self.client.list_paginated(full, options()));
+            let page = until_done(self.limits(), page)
                 .await
                 .map_err(self.failed("list", if prefix.is_empty() { "all" } else { prefix }))?;
             for object in page.result.objects {
@@ -270,7 +270,7 @@ impl Inner {
 
     async fn delete(&self, key: &str) -> Result<()> {
         let path = self.path(key)?;
-        match until_done(self.limits(), 0, || once(self.limits(), 0, self.client.delete(&path))).await {
+        match until_done(self.limits(), || once(self.limits(), self.client.delete(&path))).await {
             Ok(()) => Ok(()),
             Err(failure) if failure.fault == Fault::Missing => Ok(()),
             Err(failure) => Err(self.failed("delete", key)(failure)),
@@ -291,9 +291,9 @@ impl Inner {
         };
         let request = || {
             let locations = stream::iter(paths.clone().into_iter().map(Ok)).boxed();
-            once(self.limits(), 0, client.delete_stream(locations).try_for_each(|_| async { Ok(()) }))
+            once(self.limits(), client.delete_stream(locations).try_for_each(|_| async { Ok(()) }))
         };
-        match until_done(self.limits(), 0, request).await {
+        match until_done(self.limits(), request).await {
             Ok(()) => Ok(true),
             Err(failure) if matches!(failure.status, Some(400 | 403 | 405 | 411 | 501)) => Ok(false),
             Err(failure) => Err(self.failed("delete", &keys[0])(failure)),

@@ -2,8 +2,8 @@
 //!
 //! A reader tells what it will read ([`crate::volume::Store::expect`]); neighbouring ranges become one request. Requests
 //! begin in that order while all that was fetched and not yet read is at most [`WINDOW_LEN`], or at once when a reader
-//! waits for one. Nothing depends on it: what was not expected, was not fetched or could not be is read by a request of
-//! its own, which also tells what is wrong.
+//! waits for one. Nothing depends on it: what was not expected or was refused is read by a request of its own, which also
+//! tells what is wrong.
 
 use std::{
     collections::VecDeque,
@@ -11,7 +11,11 @@ use std::{
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
 };
 
-use super::{S3Store, watch::LOOK};
+use super::{
+    S3Store,
+    retry::{Failure, Fault},
+    watch::LOOK,
+};
 use crate::error::Result;
 
 /// One request fetches at most this much, but for a single range that is longer.
@@ -49,9 +53,8 @@ impl Group {
 /// A request under way or done.
 #[derive(Debug, Default)]
 struct Fetch {
-    /// Bytes when they are there; `Some(None)` when they could not be fetched.
-    #[expect(clippy::option_option, reason = "under way, failed, done")]
-    done: Mutex<Option<Option<Vec<u8>>>>,
+    /// Once it has ended.
+    done: Mutex<Option<Result<Vec<u8>, Failure>>>,
     came: Condvar,
 }
 
@@ -63,6 +66,11 @@ impl Ahead {
     /// Drops what is kept of an object.
     pub fn forget(&self, key: &str) {
         self.locked().retain(|group| group.key != key);
+    }
+
+    /// Drops what could not be fetched: who comes later asks anew.
+    fn forget_one(&self, fetch: &Arc<Fetch>) {
+        self.locked().retain(|group| group.fetch.as_ref().is_none_or(|own| !Arc::ptr_eq(own, fetch)));
     }
 
     fn add(&self, key: &str, range: Range<u64>) {
@@ -148,19 +156,21 @@ impl S3Store {
         let shared = Arc::clone(&fetch);
         let doing = async move {
             let read = async {
-                let path = inner.path(&key).ok()?;
-                let mut bytes = vec![0; usize::try_from(range.end - range.start).ok()?];
-                let time = inner.limits().attempt(range.end - range.start);
-                // Once: a reader that gets nothing tries again by itself.
-                let one = tokio::time::timeout(time, inner.fill_once(&path, range, &mut bytes)).await;
-                one.is_ok_and(|read| read.is_ok()).then_some(bytes)
+                let path = inner.path(&key).map_err(|e| Failure::ours(e.to_string()))?;
+                let len = usize::try_from(range.end - range.start).map_err(|e| Failure::ours(e.to_string()))?;
+                let mut bytes = vec![0; len];
+                inner.fill(&path, range.start, &mut bytes).await.map(|()| bytes)
             };
             let read = read.await;
+            if read.is_err() {
+                inner.ahead.forget_one(&shared);
+            }
             *shared.done.lock().unwrap_or_else(PoisonError::into_inner) = Some(read);
             shared.came.notify_all();
         };
         if self.threads.spawn(doing).is_none() {
-            *fetch.done.lock().unwrap_or_else(PoisonError::into_inner) = Some(None);
+            let none = Err(Failure::ours("the store is closed".to_owned()));
+            *fetch.done.lock().unwrap_or_else(PoisonError::into_inner) = Some(none);
         }
     }
 
@@ -179,15 +189,20 @@ impl S3Store {
             done = fetch.came.wait_timeout(done, LOOK).unwrap_or_else(PoisonError::into_inner).0;
         }
         let at = usize::try_from(offset - start).unwrap_or(usize::MAX);
-        let found = done.as_ref().and_then(|bytes| bytes.as_ref()?.get(at..)?.get(..buf.len()));
-        let is_found = found.is_some();
-        if let Some(bytes) = found {
-            buf.copy_from_slice(bytes);
-        }
+        let found = match done.as_ref() {
+            Some(Ok(bytes)) => {
+                let part = bytes.get(at..).and_then(|rest| rest.get(..buf.len()));
+                Ok(part.map(|part| buf.copy_from_slice(part)).is_some())
+            }
+            // It was tried as long and as often as another request would be.
+            Some(Err(failure)) if failure.fault == Fault::Again => Err(self.inner.missing_or(failure.clone(), key)),
+            // Of what was asked for together another range may be at fault.
+            _ => Ok(false),
+        };
         drop(done);
         self.inner.ahead.taken(key, &range);
         self.begin_next();
-        Ok(is_found)
+        found
     }
 }
 

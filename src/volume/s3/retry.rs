@@ -84,7 +84,7 @@ pub(super) enum Fault {
 }
 
 /// A try that failed.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Failure {
     pub fault: Fault,
     pub text: String,
@@ -198,13 +198,12 @@ fn refusal(refused: &Refused) -> Failure {
     Failure { fault, text: refused.to_string(), status: Some(refused.status), hint }
 }
 
-/// One try of `request`, which moves `len` bytes.
+/// One try of `request`, or its next bytes.
 pub(super) async fn once<T>(
     limits: Limits,
-    len: u64,
     request: impl Future<Output = object_store::Result<T>>,
 ) -> Result<T, Failure> {
-    let time = limits.attempt(len);
+    let time = limits.attempt(0);
     match tokio::time::timeout(time, request).await {
         Ok(Ok(done)) => Ok(done),
         Ok(Err(e)) => Err(e.into()),
@@ -270,7 +269,7 @@ pub(super) async fn pause(
 }
 
 /// Tries until it is done or failed for good. Only for what may be done twice: reads, lists, deletes.
-pub(super) async fn until_done<T, F>(limits: Limits, len: u64, mut request: impl FnMut() -> F) -> Result<T, Failure>
+pub(super) async fn until_done<T, F>(limits: Limits, mut request: impl FnMut() -> F) -> Result<T, Failure>
 where
     F: Future<Output = Result<T, Failure>>,
 {
@@ -278,7 +277,7 @@ where
     for tries in 1.. {
         match request().await {
             Err(failure) if failure.fault == Fault::Again => {
-                pause(limits, (started, limits.attempt(len)), tries, failure).await?
+                pause(limits, (started, limits.attempt(0)), tries, failure).await?
             }
             ended => return ended,
         }

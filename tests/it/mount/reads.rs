@@ -9,7 +9,7 @@ use rustix::fs::{SeekFrom, seek};
 
 use super::{Mount, can_mount};
 use crate::support::World;
-use crate::support::proxy::{Proxy, Request};
+use crate::support::proxy::{Fault, Proxy, Request};
 use crate::support::rng::Rng;
 use crate::support::tools::{need, shell_ok};
 use crate::support::tree::{DEEP, Tree};
@@ -311,21 +311,53 @@ fn a_bucket_is_read_ahead_in_joined_requests() {
     if !can_mount("a_bucket_is_read_ahead_in_joined_requests") {
         return;
     }
-    let world = World::on_s3("mount-ahead");
-    // Some hundred frames of 64 KiB that shrink to less than a third.
-    let mut content = Rng::new(511).noise(12 << 20);
+    let (world, content) = far_away("mount-ahead");
+    let proxy = Proxy::before(&world.server.as_ref().unwrap().endpoint);
+    let gets = read_behind(&world, &proxy, &content).iter().filter(|request| is_of_parts(request)).count();
+    assert!(gets * 2 <= FAR_FRAMES, "{gets} requests for {FAR_FRAMES} frames");
+}
+
+/// One that fails is asked for again as it was: a server that has enough of requests does not get one for each frame.
+#[test]
+fn joined_requests_that_fail_stay_joined() {
+    if !can_mount("joined_requests_that_fail_stay_joined") {
+        return;
+    }
+    let (world, content) = far_away("mount-again");
+    let proxy = Proxy::before(&world.server.as_ref().unwrap().endpoint);
+    let seen = read_behind(&world, &proxy, &content);
+    let parts = seen.iter().enumerate().filter(|(_, request)| is_of_parts(request)).map(|(at, _)| at);
+    for at in parts.take(8).collect::<Vec<_>>() {
+        proxy.plan_any(at + 1, Fault::Status(503));
+        let gets = read_behind(&world, &proxy, &content).iter().filter(|request| is_of_parts(request)).count();
+        assert!(proxy.came() == 1 && gets * 2 <= FAR_FRAMES, "{at}: {gets} requests for {FAR_FRAMES} frames");
+    }
+}
+
+const FAR_FRAMES: usize = 192;
+
+/// A volume on S3 with a file of [`FAR_FRAMES`] frames of 64 KiB that shrink to less than a third, and its content.
+fn far_away(name: &str) -> (World, Vec<u8>) {
+    let world = World::on_s3(name);
+    let mut content = Rng::new(511).noise(FAR_FRAMES << 16);
     content.iter_mut().for_each(|byte| *byte = b"acgt"[usize::from(*byte & 3)]);
     fs::write(world.src.join("big"), &content).unwrap();
     world.snapshot("tree", "--frame-size 64KiB").ok();
-    let proxy = Proxy::before(&world.server.as_ref().unwrap().endpoint);
+    (world, content)
+}
+
+fn is_of_parts(request: &Request) -> bool {
+    request.method == "GET" && request.target.contains("/tree-")
+}
+
+/// The requests of a mount through which the file is read once.
+fn read_behind(world: &World, proxy: &Proxy, content: &[u8]) -> Vec<Request> {
     let at = world.path("m");
     fs::create_dir_all(&at).unwrap();
     let one = Mount::by(world.bk("mount --json tree/1").env("AWS_ENDPOINT_URL", &proxy.endpoint).arg(&at), &at);
     assert!(fs::read(one.path("big")).unwrap() == content);
-    let parts = |request: &&Request| request.method == "GET" && request.target.contains("/tree-");
-    let gets = proxy.seen().iter().filter(parts).count();
-    let frames = content.len() >> 16;
-    assert!(gets * 2 <= frames, "{gets} requests for {frames} frames");
+    let seen = proxy.seen();
     assert_eq!(one.count("faults"), 0);
     one.end().ok();
+    seen
 }

@@ -52,6 +52,8 @@ pub enum Fault {
     Markers,
     /// What a PUT brings is taken slowly, [`SLOW_LEN`] bytes every [`SLOW_PAUSE`].
     Slow,
+    /// What answers a GET comes as slowly.
+    SlowAnswer,
 }
 
 /// Bytes of a [`Fault::Slow`] PUT that are taken at once.
@@ -71,7 +73,7 @@ impl Fault {
             Self::LateThenFull => request.method == "PUT" && request.is_of_the_log(),
             Self::KeysLost | Self::PageCut | Self::Markers => request.is_list(),
             Self::BulkDenied | Self::EachDenied => request.method == "POST",
-            Self::Cut => request.method == "GET",
+            Self::Cut | Self::SlowAnswer => request.method == "GET",
             _ => true,
         }
     }
@@ -445,5 +447,12 @@ fn serve(mut client: TcpStream, upstream: &str, state: &Mutex<State>) -> std::io
         _ => {}
     }
     client.write_all(with_header(&head_back, "connection", "close").as_bytes())?;
-    client.write_all(&body_back)
+    if fault != Some(Fault::SlowAnswer) {
+        return client.write_all(&body_back);
+    }
+    for some in body_back.chunks(SLOW_LEN) {
+        client.write_all(some)?;
+        std::thread::sleep(SLOW_PAUSE);
+    }
+    Ok(())
 }
