@@ -370,7 +370,7 @@ fn a_slow_line_is_no_failure_to_a_reader() {
     let scene = Scene::new("s3-slow-read");
     let dump = Rng::new(421).noise(3 << 20);
     let bk = scene.bk("snapshot --job slow --stdin dump --level 0 --part-size 8MiB --frame-size 256KiB");
-    bk.stdin(dump.clone()).run().ok();
+    bk.small().stdin(dump.clone()).run().ok();
     scene.proxy.plan(1, usize::MAX, Fault::SlowAnswer);
     let read = scene.bk("cat slow/1 --stream dump").env("BK_TEST_S3_TIMEOUT_MS", "1000").run().ok();
     assert!(read.stdout == dump && scene.proxy.came() > 3);

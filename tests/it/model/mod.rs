@@ -11,6 +11,7 @@ mod schedule;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use actors::{Actor, World};
+use rustix::thread::{CpuSet, sched_getaffinity, sched_getcpu, sched_setaffinity};
 use schedule::{Choices, Faults};
 
 use crate::support::rng::Rng;
@@ -85,10 +86,20 @@ pub struct Ended {
     pub chosen: Vec<(usize, usize)>,
 }
 
+/// Keeps this thread and those it starts on one processor: they hand over to each other all the time, and no two work at once.
+fn stay_on(n: usize) {
+    let allowed = sched_getaffinity(None).unwrap();
+    let processors: Vec<usize> = (0..CpuSet::MAX_CPU).filter(|cpu| allowed.is_set(*cpu)).collect();
+    let mut one = CpuSet::new();
+    one.set(processors[n % processors.len()]);
+    sched_setaffinity(None, &one).unwrap();
+}
+
 /// Plays the seeds `0..count` on all processors; gives the first violation and the number of steps.
 fn search(count: u64, mutant: Mutant) -> (Option<(u64, String)>, u64, u64) {
     let (next, steps, played) = (AtomicU64::new(0), AtomicU64::new(0), AtomicU64::new(0));
-    let work = || -> Option<(u64, String)> {
+    let work = |processor: usize| -> Option<(u64, String)> {
+        stay_on(processor);
         loop {
             let seed = next.fetch_add(1, Ordering::Relaxed);
             if seed >= count {
@@ -105,7 +116,7 @@ fn search(count: u64, mutant: Mutant) -> (Option<(u64, String)>, u64, u64) {
     };
     let threads = std::thread::available_parallelism().map_or(2, usize::from);
     let found = std::thread::scope(|scope| {
-        let workers: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
+        let workers: Vec<_> = (0..threads).map(|n| scope.spawn(move || work(n))).collect();
         workers.into_iter().filter_map(|worker| worker.join().unwrap()).min_by_key(|(seed, _)| *seed)
     });
     (found, steps.into_inner(), played.into_inner())
@@ -197,6 +208,11 @@ fn caught_sweep_without_a_record() {
 /// Plays every interleaving of `actors` at the calls that others can see, and gives their number.
 /// With `crash`, also every way in which one of them dies at one of these calls.
 fn exhaust(actors: &[Actor], mutant: Mutant, crash: bool) -> Result<u64, String> {
+    std::thread::scope(|scope| scope.spawn(|| exhaust_here(actors, mutant, crash)).join().unwrap())
+}
+
+fn exhaust_here(actors: &[Actor], mutant: Mutant, crash: bool) -> Result<u64, String> {
+    stay_on(sched_getcpu());
     let mut script: Vec<usize> = Vec::new();
     let mut count = 0;
     loop {
