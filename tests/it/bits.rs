@@ -17,7 +17,7 @@ use bk::{
     volume::{Volume, create_on, memory::MemoryStore, open_on},
 };
 
-use crate::support::taken;
+use crate::support::{stay_on, taken};
 
 fn request(dir: &std::path::Path, codec: Codec, level: u8) -> snapshot::Request {
     snapshot::Request {
@@ -97,6 +97,11 @@ fn flipped_len(key: &str, len: u64) -> u64 {
 }
 
 fn every_bit(codec: Codec) {
+    std::thread::scope(|scope| scope.spawn(|| every_bit_here(codec)).join().unwrap());
+}
+
+fn every_bit_here(codec: Codec) {
+    stay_on(rustix::thread::sched_getcpu());
     let (store, volume) = small_volume(codec);
     assert_eq!(found(&store), None);
     let mut objects = volume.store.list("").unwrap();

@@ -11,10 +11,11 @@ mod schedule;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use actors::{Actor, World};
-use rustix::thread::{CpuSet, sched_getaffinity, sched_getcpu, sched_setaffinity};
+use rustix::thread::sched_getcpu;
 use schedule::{Choices, Faults};
 
 use crate::support::rng::Rng;
+use crate::support::stay_on;
 
 /// A rule that is left out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -84,15 +85,6 @@ pub struct Ended {
     pub steps: u64,
     /// What was chosen of how many, at each choice.
     pub chosen: Vec<(usize, usize)>,
-}
-
-/// Keeps this thread and those it starts on one processor: they hand over to each other all the time, and no two work at once.
-fn stay_on(n: usize) {
-    let allowed = sched_getaffinity(None).unwrap();
-    let processors: Vec<usize> = (0..CpuSet::MAX_CPU).filter(|cpu| allowed.is_set(*cpu)).collect();
-    let mut one = CpuSet::new();
-    one.set(processors[n % processors.len()]);
-    sched_setaffinity(None, &one).unwrap();
 }
 
 /// Plays the seeds `0..count` on all processors; gives the first violation and the number of steps.

@@ -394,3 +394,12 @@ pub fn name_of(path: &Path) -> String {
 pub fn is_root() -> bool {
     rustix::process::geteuid().is_root()
 }
+
+/// Keeps this thread and those it starts on one processor: they hand over to each other all the time, and no two work at once.
+pub fn stay_on(n: usize) {
+    let allowed = rustix::thread::sched_getaffinity(None).unwrap();
+    let processors: Vec<usize> = (0..rustix::thread::CpuSet::MAX_CPU).filter(|cpu| allowed.is_set(*cpu)).collect();
+    let mut one = rustix::thread::CpuSet::new();
+    one.set(processors[n % processors.len()]);
+    rustix::thread::sched_setaffinity(None, &one).unwrap();
+}
