@@ -96,6 +96,49 @@ impl Read for Watched<'_> {
     }
 }
 
+/// What a running command writes: it ends when the command has ended well, so that nothing of one that failed is finished.
+pub struct Output<'a> {
+    watched: Option<Watched<'a>>,
+    producer: Option<Producer>,
+    monitor: &'a dyn Monitor,
+    failure: Option<Error>,
+}
+
+impl<'a> Output<'a> {
+    /// The output of `producer`, which nobody has taken yet.
+    pub fn new(mut producer: Producer, monitor: &'a dyn Monitor) -> Result<Self> {
+        let watched = Watched::new(producer.output()?, producer.limit(), monitor);
+        Ok(Self { watched: Some(watched), producer: Some(producer), monitor, failure: None })
+    }
+
+    /// What became of it: `stored`, if the command did not fail itself.
+    pub fn judge<T>(mut self, stored: Result<T>) -> Result<T> {
+        match self.failure.take() {
+            Some(failure) => Err(failure),
+            None => stored,
+        }
+    }
+}
+
+impl Read for Output<'_> {
+    fn read(&mut self, buf: &mut [u8]) -> std::io::Result<usize> {
+        if let Some(watched) = &mut self.watched {
+            let len = watched.read(buf)?;
+            if len > 0 || buf.is_empty() {
+                return Ok(len);
+            }
+            self.watched = None;
+        }
+        if let Some(producer) = self.producer.take() {
+            self.failure = producer.finish(self.monitor).err();
+        }
+        match &self.failure {
+            Some(failure) => Err(std::io::Error::other(failure.to_string())),
+            None => Ok(0),
+        }
+    }
+}
+
 /// A command, and what of the environment it gets.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct CommandLine {
@@ -161,18 +204,18 @@ impl Producer {
     }
 
     /// How long it may take.
-    pub fn limit(&self) -> Option<Limit> {
+    fn limit(&self) -> Option<Limit> {
         self.limit
     }
 
     /// Its standard output.
-    pub fn output(&mut self) -> Result<std::os::fd::OwnedFd> {
+    fn output(&mut self) -> Result<std::os::fd::OwnedFd> {
         let out = self.child.stdout.take().ok_or_else(|| Error::new(Kind::Other, "the output is read already"))?;
         Ok(out.into())
     }
 
     /// Waits for its end; anything but exit 0 is an error. Its output must have ended. One that does not end is ended with the run.
-    pub fn finish(mut self, monitor: &dyn Monitor) -> Result<()> {
+    fn finish(mut self, monitor: &dyn Monitor) -> Result<()> {
         let failed = |e| Error::io(format!("cannot wait for `{}`", self.name), e).with_kind(Kind::Other);
         let mut pause = Duration::from_millis(1);
         let status = loop {

@@ -34,7 +34,7 @@ use crate::{
     },
     monitor::Monitor,
     source::{
-        command::{Producer, Watched},
+        command::{Output, Producer, Watched},
         roots::{self, Roots},
         walk::Walk,
     },
@@ -173,12 +173,10 @@ impl Run<'_> {
         match input {
             Input::Device(device) => Ok((self.device(framer, number, name, device)?, Origin::Device)),
             Input::Command(command) => {
-                let mut producer = Producer::start(command, &self.values)?;
-                let mut output = Watched::new(producer.output()?, producer.limit(), &self.monitor);
-                let (len, sane) = self.store_stream(framer, (number, name, Origin::Command), &mut output)?;
-                drop(output);
+                let mut output = Output::new(Producer::start(command, &self.values)?, &self.monitor)?;
+                let stored = self.store_stream(framer, (number, name, Origin::Command), &mut output);
                 // A command that fails says so itself, before "the stream is empty" does.
-                producer.finish(&self.monitor)?;
+                let (len, sane) = output.judge(stored)?;
                 not_empty(name, len)?;
                 sane.map(|()| (len, Origin::Command))
             }
