@@ -159,7 +159,7 @@ mod tests {
             list.extend(id.to_le_bytes());
         }
         if let Err(e) = rustix::fs::setxattr(dir.path(), "system.posix_acl_default", &list, XattrFlags::empty()) {
-            eprintln!("SKIP a_list_of_the_directory_lets_nobody_in: {e}");
+            let _ = writeln!(std::io::stderr(), "SKIP a_list_of_the_directory_lets_nobody_in: {e}");
             return;
         }
         replace(&path, "old", "new").unwrap();
