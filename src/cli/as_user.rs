@@ -16,7 +16,7 @@ use rustix::{
 
 use crate::{
     error::{Error, Result},
-    steps::AS_USER,
+    steps::{self, AS_USER},
 };
 
 /// As a shell says that there is no such program: no condition of a step takes it for a no.
@@ -36,7 +36,7 @@ pub fn when_asked() -> Option<ExitCode> {
 fn run(mut words: impl Iterator<Item = OsString>) -> Result<Infallible> {
     let wanted = || Error::usage("UID GID GROUPS PROGRAM are wanted");
     let mut word = || words.next().and_then(|word| word.into_string().ok()).ok_or_else(wanted);
-    let number = |word: &str| word.parse::<u32>().map_err(|_| wanted());
+    let number = |word: &str| steps::number(word).ok_or_else(wanted);
     let (uid, gid) = (Uid::from_raw(number(&word()?)?), Gid::from_raw(number(&word()?)?));
     let groups = word()?.split(',').map(|word| number(word).map(Gid::from_raw)).collect::<Result<Vec<Gid>>>()?;
     set_thread_groups(&groups)

@@ -74,6 +74,7 @@ fn show(context: &Context<'_>, one: &Outcome) -> Result<()> {
     }
     let runs: Vec<&str> = one.runs.iter().map(|run| run.run_id.as_str()).collect();
     match (one.outcome, runs.is_empty()) {
+        ("running", _) if !one.errors.is_empty() => {}
         ("running", _) => context.out.say(&format!("{}: a run is at work: nothing is to be left", one.job)),
         ("killed", _) => {}
         (_, true) => context.out.say(&format!("{}: nothing is to be left", one.job)),

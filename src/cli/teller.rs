@@ -89,7 +89,7 @@ impl Teller {
 
     /// Says a text, which has its line's end, some time soon.
     pub fn say(&self, to: To, text: String, bar: Option<ProgressBar>) {
-        let lost = if to == To::Out { 0 } else { self.lost.load(Ordering::Relaxed) };
+        let lost = if to == To::Out { 0 } else { self.lost.swap(0, Ordering::Relaxed) };
         let text = match to.lost(lost).filter(|_| lost > 0) {
             None => text,
             Some(told) => told + &text,
@@ -98,14 +98,11 @@ impl Teller {
         // What is counted before it is sent is never taken for written.
         self.sent.fetch_add(1, Ordering::AcqRel);
         match self.sender.send_timeout(Said { to, text, bar }, patience) {
-            Ok(()) => {
-                self.is_stuck.store(false, Ordering::Relaxed);
-                self.lost.fetch_sub(lost, Ordering::Relaxed);
-            }
+            Ok(()) => self.is_stuck.store(false, Ordering::Relaxed),
             Err(SendTimeoutError::Timeout(_) | SendTimeoutError::Disconnected(_)) => {
                 self.sent.fetch_sub(1, Ordering::AcqRel);
                 self.is_stuck.store(true, Ordering::Relaxed);
-                self.lost.fetch_add(1, Ordering::Relaxed);
+                self.lost.fetch_add(lost + 1, Ordering::Relaxed);
             }
         }
     }

@@ -18,6 +18,7 @@ use crate::{
 
 /// Longest value of an extended attribute there can be, bytes.
 const ATTRIBUTE_LEN_MAX: usize = 64 << 10;
+const ACCESS_LIST: &str = "system.posix_acl_access";
 
 /// Sets `values`, each a key and its value as TOML, in the table of `job`; gives the file that was written.
 pub fn set(config: &Config, job: &Name, values: &[(&str, String)]) -> Result<PathBuf> {
@@ -113,12 +114,16 @@ fn replace(path: &Path, before: &str, text: &str) -> Result<()> {
 
 /// Gives `file` the access control list and label of what is at `path`.
 ///
-/// Without its list the group would have the rights that are the list's mask.
+/// Without its list the group would have the rights that are the list's mask; with one of the directory's, others would have rights.
 fn copy_attributes(path: &Path, file: &std::fs::File) -> std::io::Result<()> {
-    for name in ["system.posix_acl_access", "security.selinux"] {
+    for name in [ACCESS_LIST, "security.selinux"] {
         let mut value = vec![0; ATTRIBUTE_LEN_MAX];
         let len = match rustix::fs::getxattr(path, name, &mut value) {
             Ok(len) => len,
+            Err(Errno::NODATA) if name == ACCESS_LIST => match rustix::fs::fremovexattr(file, name) {
+                Ok(()) | Err(Errno::NODATA | Errno::OPNOTSUPP | Errno::NOSYS) => continue,
+                Err(e) => return Err(e.into()),
+            },
             Err(Errno::NODATA | Errno::OPNOTSUPP | Errno::NOSYS) => continue,
             Err(e) => return Err(e.into()),
         };
@@ -138,6 +143,29 @@ mod tests {
     fn of(text: &str) -> Option<String> {
         let values = [("compression", "\"zstd:9\"".to_owned()), ("threads", "2".to_owned())];
         edited(text, &"home".parse().unwrap(), &values)
+    }
+
+    #[test]
+    fn a_list_of_the_directory_lets_nobody_in() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("bk.toml");
+        std::fs::write(&path, "old").unwrap();
+        // Version, then tag, rights and id of each: the owner, user 65534, the group, the mask, others.
+        let mut list = 2_u32.to_le_bytes().to_vec();
+        for (tag, rights, id) in
+            [(1_u16, 6_u16, u32::MAX), (2, 4, 65534), (4, 4, u32::MAX), (16, 4, u32::MAX), (32, 0, u32::MAX)]
+        {
+            list.extend([tag.to_le_bytes(), rights.to_le_bytes()].concat());
+            list.extend(id.to_le_bytes());
+        }
+        if let Err(e) = rustix::fs::setxattr(dir.path(), "system.posix_acl_default", &list, XattrFlags::empty()) {
+            let _ = writeln!(std::io::stderr(), "SKIP a_list_of_the_directory_lets_nobody_in: {e}");
+            return;
+        }
+        replace(&path, "old", "new").unwrap();
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "new");
+        let found = rustix::fs::getxattr(&path, ACCESS_LIST, &mut vec![0; ATTRIBUTE_LEN_MAX]);
+        assert_eq!(found, Err(Errno::NODATA));
     }
 
     #[test]

@@ -242,12 +242,13 @@ impl Gate {
                 return Err(format!("`tries = {}` is not 1 to {TRIES_MAX}", self.tries));
             }
             _ if self.timeout.is_zero() => return Err("`timeout` is longer than nothing".to_owned()),
+            // Not shown: it would be in every message of the gate, too. A password may hold what ends a host: it may be anywhere.
+            GateKind::Patroni { url, .. } if url.contains('@') => {
+                let why = "what is asked of Patroni (GET) wants none, and an `@` of a path is written %40";
+                return Err(format!("`url` holds a name or a password before an `@`: {why}"));
+            }
             GateKind::Patroni { url, .. } if !url.starts_with("http://") && !url.starts_with("https://") => {
                 return Err(format!("`url = \"{url}\"` is not http://HOST:PORT or https://HOST:PORT"));
-            }
-            // Not shown: it would be in every message of the gate, too.
-            GateKind::Patroni { url, .. } if authority(url).contains('@') => {
-                return Err("`url` holds a name or a password: what is asked of Patroni (GET) wants none".to_owned());
             }
             GateKind::Command { skip_codes, .. } if skip_codes.iter().any(|code| !(1..=255).contains(code)) => {
                 return Err("`skip_codes` are 1 to 255".to_owned());
@@ -268,12 +269,6 @@ impl Gate {
         }
         Ok(())
     }
-}
-
-/// What stands before the path of a URL.
-fn authority(url: &str) -> &str {
-    let rest = url.split_once("://").map_or(url, |(_, rest)| rest);
-    rest.split(['/', '?', '#']).next().unwrap_or_default()
 }
 
 #[cfg(test)]
@@ -304,6 +299,10 @@ mod tests {
             ("kind = 'patroni'\nurl = 'localhost'", "http://"),
             ("kind = 'patroni'\nurl = 'http://user:s3cr3t@host:8008'", "a password"),
             ("kind = 'patroni'\nurl = 'https://token@host'", "a password"),
+            ("kind = 'patroni'\nurl = 'http://user:s3cr3t/x@host:8008'", "a password"),
+            ("kind = 'patroni'\nurl = 'http://user:?s3cr3t@host:8008'", "a password"),
+            ("kind = 'patroni'\nurl = 'http://user:#s3cr3t@host:8008'", "a password"),
+            ("kind = 'patroni'\nurl = 'user:s3cr3t@host:8008'", "a password"),
             ("kind = 'always'\nrequire_replica = true", "require_replica"),
             ("kind = 'always'\ntires = 3", "unknown field `tires`"),
         ] {

@@ -5,11 +5,11 @@ use std::{io::Read, path::Path};
 use serde::Serialize;
 
 use crate::{
-    error::{Error, Kind, Result},
+    error::{Error, Result},
     model::ids::{Name, RunId},
     monitor::Monitor,
     steps::{
-        State,
+        Closed, State,
         recover::{self, Recovered},
         watch,
     },
@@ -20,7 +20,8 @@ use crate::{
 pub struct Outcome {
     /// The job.
     pub job: String,
-    /// `left`, `forgotten`, `failed`, `running` when a run of it is at work, or `killed` when one was that cannot end.
+    /// `left`, `forgotten`, `failed`, `running` when a run of it is at work (which may have an error: what it could not leave), or
+    /// `killed` when one was that cannot end.
     pub outcome: &'static str,
     /// Its runs, the oldest first.
     pub runs: Vec<Recovered>,
@@ -40,21 +41,32 @@ pub fn run(
     let mut jobs = state.jobs()?;
     jobs.retain(|job| is_wanted(job));
     let known = jobs.iter().filter(|job| state.knows(job));
-    Ok(known.map(|job| one(&state, job, forgets, monitor).unwrap_or_else(|e| failed(job, vec![e]))).collect())
+    let closed = guarded(monitor);
+    Ok(known.map(|job| one(&state, job, forgets, &closed, monitor).unwrap_or_else(|e| failed(job, vec![e]))).collect())
+}
+
+/// What keeps this process from being ended by a second signal while it leaves steps: nobody else would.
+fn guarded(monitor: &dyn Monitor) -> Closed {
+    let closed = Closed::default();
+    let told = closed.clone();
+    monitor.opens_first(Box::new(move || told.keeps_process()));
+    closed
 }
 
 fn failed(job: &Name, errors: Vec<Error>) -> Outcome {
     Outcome { job: job.to_string(), outcome: "failed", runs: Vec::new(), errors }
 }
 
-fn one(state: &State, job: &Name, forgets: bool, monitor: &dyn Monitor) -> Result<Outcome> {
+fn one(state: &State, job: &Name, forgets: bool, closed: &Closed, monitor: &dyn Monitor) -> Result<Outcome> {
     let nothing = Outcome { job: job.to_string(), outcome: "left", runs: Vec::new(), errors: Vec::new() };
-    let Some(locked) = state.lock(job)? else {
-        let begun = state.begun_by_killed(job)?;
-        return Ok(match begun.is_empty() {
-            true => Outcome { outcome: "running", ..nothing },
-            false => Outcome { outcome: "killed", errors: vec![not_left(&begun)], ..nothing },
-        });
+    let locked = match state.lock_or_holder(job)? {
+        Ok(locked) => locked,
+        Err(holder) => {
+            return Ok(match (holder.killed(), holder.stuck()) {
+                (Some(error), _) => Outcome { outcome: "killed", errors: vec![error], ..nothing },
+                (None, stuck) => Outcome { outcome: "running", errors: stuck.into_iter().collect(), ..nothing },
+            });
+        }
     };
     if forgets {
         let forgotten = recover::forget(&locked)?.into_iter();
@@ -62,18 +74,10 @@ fn one(state: &State, job: &Name, forgets: bool, monitor: &dyn Monitor) -> Resul
             forgotten.map(|run_id| Recovered { run_id: run_id.to_string(), steps: Vec::new(), errors: Vec::new() });
         return Ok(Outcome { outcome: "forgotten", runs: runs.collect(), ..nothing });
     }
-    let mut runs = recover::recover(&locked, None, monitor)?;
+    let mut runs = recover::recover(&locked, None, closed, monitor)?;
     let errors: Vec<Error> = runs.iter_mut().flat_map(|run| std::mem::take(&mut run.errors)).collect();
     let outcome = if errors.is_empty() { "left" } else { "failed" };
     Ok(Outcome { outcome, runs, errors, ..nothing })
-}
-
-/// Its watcher sees to that; one that was killed, too, cannot.
-fn not_left(begun: &[Name]) -> Error {
-    let names = begun.iter().map(Name::as_str).collect::<Vec<_>>().join(", ");
-    let what = format!("its run was killed and waits for a device that does not answer; not left yet: {names}");
-    Error::new(Kind::Step, what)
-        .with_hint("its watcher leaves them in a few seconds; if it does not, leave them by hand")
 }
 
 /// The watcher of a run: waits for its end on `pipe`, and leaves its steps if that was no end it had told.
@@ -84,6 +88,6 @@ pub fn watch(
     pipe: impl Read + Send + 'static,
     monitor: &dyn Monitor,
 ) -> Result<()> {
-    let runs = watch::watch(&State::new(state_dir), job, run_id, pipe, monitor)?;
+    let runs = watch::watch(&State::new(state_dir), job, run_id, pipe, &guarded(monitor), monitor)?;
     runs.into_iter().flat_map(|run| run.errors).next().map_or(Ok(()), Err)
 }

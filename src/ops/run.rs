@@ -31,7 +31,7 @@ use crate::{
     error::{Error, Kind, Result},
     model::ids::{Name, RunId},
     monitor::Monitor,
-    steps::{self, Locked, State, Steps, Values, recover},
+    steps::{self, Closed, Locked, State, Steps, Values, recover},
     volume::{Volume, local::LocalStore},
 };
 
@@ -102,8 +102,8 @@ pub fn run(job: &Job<'_>, work: &Work<'_>, clock: &dyn Clock, monitor: &dyn Moni
     };
     let place = locked.as_ref().map(|locked| (&state, locked, job.name, run_id));
     let steps = Steps::new(job.steps, place, values(job, run_id), monitor);
-    let closed = steps.closed();
-    monitor.opens_first(Box::new(move || closed.keeps_process()));
+    let told = steps.closed();
+    monitor.opens_first(Box::new(move || told.keeps_process()));
     let mut run = Run { job, work, clock, monitor, run_id, steps };
     let ended = run.recovered(locked.as_ref(), &mut report).and_then(|()| run.gated(&mut report));
     report.end(ended);
@@ -134,23 +134,27 @@ fn check(job: &Job<'_>) -> Result<()> {
     Ok(())
 }
 
-/// Takes the job's lock on this machine: `None` when a run has it. A job that never had steps needs none.
+/// Takes the job's lock on this machine: `None` when a run has it, an error when that was killed and leaves nothing any more. A job that never had steps needs none.
 fn lock(job: &Job<'_>, state: &State) -> Result<Option<Option<Locked>>> {
     if job.steps.is_empty() && !job.steps_by_role && !state.knows(job.name) {
         return Ok(Some(None));
     }
-    Ok(state.lock(job.name)?.map(Some))
+    match state.lock_or_holder(job.name)? {
+        Ok(locked) => Ok(Some(Some(locked))),
+        Err(holder) => holder.killed().map_or(Ok(None), Err),
+    }
 }
 
 /// Leaves what an earlier run had begun, wherever the coordinator is by now. What cannot be left keeps this run from beginning.
 pub(super) fn leave_earlier(
     locked: Option<&Locked>,
     job: &Name,
+    closed: &Closed,
     monitor: &dyn Monitor,
     recovered: &mut Vec<recover::Recovered>,
 ) -> Result<()> {
     let Some(locked) = locked else { return Ok(()) };
-    for mut run in recover::recover(locked, None, monitor)? {
+    for mut run in recover::recover(locked, None, closed, monitor)? {
         let errors = std::mem::take(&mut run.errors);
         recovered.push(run);
         if let Some(e) = errors.into_iter().next() {
@@ -172,7 +176,7 @@ struct Run<'a, 'w> {
 
 impl Run<'_, '_> {
     fn recovered(&self, locked: Option<&Locked>, report: &mut Report) -> Result<(), Failed> {
-        Ok(leave_earlier(locked, self.job.name, self.monitor, &mut report.recovered)?)
+        Ok(leave_earlier(locked, self.job.name, &self.steps.closed(), self.monitor, &mut report.recovered)?)
     }
 
     /// Asks the gate; with media and volume, when it is open.

@@ -39,7 +39,7 @@ use crate::{
         units::show_size,
     },
     monitor::Monitor,
-    steps::{self, Feed, Locked, State, Steps, Values, recover::Recovered},
+    steps::{self, Closed, Feed, Locked, State, Steps, Values, recover::Recovered},
     volume::Volume,
 };
 
@@ -290,9 +290,13 @@ fn begin(
         None
     } else {
         let busy = || Error::new(Kind::Lost, format!("another run of {job} is at work on this node"));
-        Some(state.lock(job)?.ok_or_else(busy)?)
+        let locked = state.lock_or_holder(job)?;
+        Some(locked.map_err(|holder| holder.killed().unwrap_or_else(busy))?)
     };
-    run::leave_earlier(locked.as_ref(), job, monitor, &mut report.recovered)?;
+    let closed = Closed::default();
+    let told = closed.clone();
+    monitor.opens_first(Box::new(move || told.keeps_process()));
+    run::leave_earlier(locked.as_ref(), job, &closed, monitor, &mut report.recovered)?;
     let run_id = RunId::new(clock.unix_ms())?;
     // A medium that cannot be written to is restored from all the same.
     let lease = match planned.volume.store.check_writable() {

@@ -11,12 +11,13 @@ use std::{
     io::Write,
     os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt},
     path::{Path, PathBuf},
+    time::{Duration, Instant},
 };
 
 use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
 
-use super::Phase;
+use super::{Phase, trust::Account};
 use crate::{
     config::step::Step,
     error::{Error, Kind, Result},
@@ -29,21 +30,31 @@ use crate::{
 /// A longer journal is none of bk's.
 const JOURNAL_LEN_MAX: u64 = 64 << 20;
 const ENDING: &str = ".journal";
+/// A process that was killed ends in this time, or waits for a device. Tests set `BK_TEST_ENDING_MS`.
+const ENDING_MAX: Duration = Duration::from_secs(3);
+const TICK: Duration = Duration::from_millis(50);
 
 /// One line.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", tag = "what", deny_unknown_fields)]
 enum Line {
-    /// The run: the boot and the session its commands belong to.
+    /// The run, or who leaves its steps in its place: the boot and the session its commands belong to.
     Run { boot_id: String, session: i32 },
-    /// A step is about to begin, with these values in its environment.
-    Begin { step: Box<Step>, values: BTreeMap<String, String> },
+    /// A step is about to begin, with these values in its environment, as this user. Older versions noted no user.
+    Begin {
+        step: Box<Step>,
+        values: BTreeMap<String, String>,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        account: Option<Account>,
+    },
     /// Its entering has ended well.
     Entered { step: Name },
     /// A step's leaving is about to begin.
     Leave { step: Name },
     /// What leaves it has ended well; that it is left is yet to be seen.
     Awaited { step: Name },
+    /// A step could not be left.
+    Stuck { step: Name },
     /// A step was left.
     Left { step: Name },
 }
@@ -121,24 +132,81 @@ impl State {
         Locked { dir: self.job_dir(job), _lock: None }
     }
 
-    /// Steps that are noted as begun while who has the job's lock was killed and does not end.
-    pub fn begun_by_killed(&self, job: &Name) -> Result<Vec<Name>> {
-        let holder = std::fs::read_to_string(self.job_dir(job).join("lock")).unwrap_or_default();
-        if !holder.trim().parse().is_ok_and(processes::is_ending) {
-            return Ok(Vec::new());
+    /// Takes the job's lock, or says what whoever has it has not left. One that was killed has some time to end.
+    pub fn lock_or_holder(&self, job: &Name) -> Result<Result<Locked, Holder>> {
+        let set = std::env::var("BK_TEST_ENDING_MS").ok().and_then(|text| text.parse::<u64>().ok());
+        let give_up_at = Instant::now() + set.map_or(ENDING_MAX, Duration::from_millis);
+        loop {
+            if let Some(locked) = self.lock(job)? {
+                return Ok(Ok(locked));
+            }
+            let is_killed = self.is_holder_ending(job);
+            if !is_killed || Instant::now() >= give_up_at {
+                return self.holder(job, is_killed).map(Err);
+            }
+            std::thread::sleep(TICK);
         }
+    }
+
+    fn is_holder_ending(&self, job: &Name) -> bool {
+        let holder = std::fs::read_to_string(self.job_dir(job).join("lock")).unwrap_or_default();
+        holder.trim().parse().is_ok_and(processes::is_ending)
+    }
+
+    fn holder(&self, job: &Name, is_killed: bool) -> Result<Holder> {
         let locked = self.of_killed(job);
-        let mut begun = Vec::new();
+        let mut holder = Holder { is_killed, begun: Vec::new(), stuck: Vec::new() };
         for run_id in locked.runs()? {
             let path = locked.path(run_id);
             match std::fs::read(&path) {
-                Ok(bytes) => begun.extend(understood(&path, &bytes)?.1.begun.into_iter().map(|begun| begun.step.name)),
+                Ok(bytes) => {
+                    let replayed = understood(&path, &bytes)?.1;
+                    holder.begun.extend(replayed.begun.into_iter().map(|begun| begun.step.name));
+                    holder.stuck.extend(replayed.stuck);
+                }
                 Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
                 Err(e) => return Err(failed("read", &path, e)),
             }
         }
-        Ok(begun)
+        Ok(holder)
     }
+}
+
+/// Who has a job's lock.
+pub struct Holder {
+    /// It was killed, and does not end.
+    is_killed: bool,
+    /// Steps that are noted as begun.
+    begun: Vec<Name>,
+    /// Those of them that could not be left.
+    stuck: Vec<Name>,
+}
+
+impl Holder {
+    /// That it was killed and leaves nothing any more; none when there is nothing to leave, or it lives.
+    pub fn killed(&self) -> Option<Error> {
+        if !self.is_killed || self.begun.is_empty() {
+            return None;
+        }
+        let names = listed(&self.begun);
+        let what = format!("its run was killed and waits for a device that does not answer; not left yet: {names}");
+        // Its watcher sees to that; one that was killed, too, cannot.
+        let hint = "its watcher leaves them in a few seconds; if it does not, leave them by hand";
+        Some(Error::new(Kind::Step, what).with_hint(hint))
+    }
+
+    /// That it lives and could not leave something.
+    pub fn stuck(&self) -> Option<Error> {
+        if self.is_killed || self.stuck.is_empty() {
+            return None;
+        }
+        let what = format!("its run is at work and could not leave: {}", listed(&self.stuck));
+        Some(Error::new(Kind::Step, what).with_hint("see why: what its commands say is in the log of that run"))
+    }
+}
+
+fn listed(names: &[Name]) -> String {
+    names.iter().map(Name::as_str).collect::<Vec<_>>().join(", ")
 }
 
 fn failed(what: &str, path: &Path, e: std::io::Error) -> Error {
@@ -183,7 +251,7 @@ impl Locked {
         let file =
             options.append(true).create_new(true).mode(0o600).open(&path).map_err(|e| failed("make", &path, e))?;
         let mut journal = Journal { file, path };
-        journal.write(&Line::Run { boot_id: boot_id(), session: processes::session() })?;
+        journal.run()?;
         File::open(&self.dir).and_then(|dir| dir.sync_all()).map_err(|e| failed("make durable", &self.dir, e))?;
         Ok(journal)
     }
@@ -242,7 +310,7 @@ impl Locked {
             return Err(Error::new(Kind::Step, format!("{} is too long for a journal", path.display())));
         }
         let bytes = std::fs::read(&path).map_err(|e| failed("read", &path, e))?;
-        let (whole, Replayed { boot_id: boot, session, begun, running }) = understood(&path, &bytes)?;
+        let (whole, Replayed { boot_id: boot, session, begun, running, stuck: _ }) = understood(&path, &bytes)?;
         // What follows the last whole line was not durable, so what it would tell has not begun.
         file.set_len(whole as u64).map_err(|e| failed("write", &path, e))?;
         let session = (!boot.is_empty() && boot == boot_id()).then_some(session);
@@ -267,6 +335,8 @@ pub struct Begun {
     pub step: Step,
     /// The values its commands get.
     pub values: BTreeMap<String, String>,
+    /// Who its user was when it was begun.
+    pub account: Option<Account>,
 }
 
 #[derive(Default)]
@@ -274,6 +344,7 @@ struct Replayed {
     boot_id: String,
     session: i32,
     begun: Vec<Begun>,
+    stuck: Vec<Name>,
     running: Option<Running>,
 }
 
@@ -292,15 +363,21 @@ fn replay(bytes: &[u8]) -> Result<Replayed, String> {
     for line in bytes.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()) {
         match serde_json::from_slice(line).map_err(|e| e.to_string())? {
             Line::Run { boot_id, session } => (run.boot_id, run.session) = (boot_id, session),
-            Line::Begin { step, values } => {
+            Line::Begin { step, values, account } => {
                 run.running = Some(Running { step: step.name.clone(), phase: None });
-                run.begun.push(Begun { step: *step, values });
+                run.begun.push(Begun { step: *step, values, account });
             }
             Line::Entered { .. } => run.running = None,
             Line::Leave { step } => run.running = Some(Running { step, phase: None }),
             Line::Awaited { step } => run.running = Some(Running { step, phase: Some(Phase::LeaveUntil) }),
+            Line::Stuck { step } => {
+                run.running = None;
+                run.stuck.retain(|one| *one != step);
+                run.stuck.push(step);
+            }
             Line::Left { step } => {
                 run.running = None;
+                run.stuck.retain(|one| *one != step);
                 run.begun.retain(|one| one.step.name != step);
             }
         }
@@ -333,9 +410,14 @@ pub struct Journal {
 }
 
 impl Journal {
-    /// `step` is about to begin.
-    pub fn begin(&mut self, step: &Step, values: &BTreeMap<String, String>) -> Result<()> {
-        self.write(&Line::Begin { step: Box::new(step.clone()), values: values.clone() })
+    /// What runs from here on is of this process's session.
+    pub fn run(&mut self) -> Result<()> {
+        self.write(&Line::Run { boot_id: boot_id(), session: processes::session() })
+    }
+
+    /// `step` is about to begin, as this user.
+    pub fn begin(&mut self, step: &Step, values: &BTreeMap<String, String>, account: Option<&Account>) -> Result<()> {
+        self.write(&Line::Begin { step: Box::new(step.clone()), values: values.clone(), account: account.cloned() })
     }
 
     /// `step` is entered.
@@ -351,6 +433,11 @@ impl Journal {
     /// `step` is left, but for the waiting.
     pub fn awaited(&mut self, step: &Name) -> Result<()> {
         self.write(&Line::Awaited { step: step.clone() })
+    }
+
+    /// `step` could not be left.
+    pub fn stuck(&mut self, step: &Name) -> Result<()> {
+        self.write(&Line::Stuck { step: step.clone() })
     }
 
     /// `step` is left.
@@ -401,8 +488,8 @@ mod tests {
         let run_id = RunId::new(1).unwrap();
         let mut journal = locked.begin(run_id).unwrap();
         let values = BTreeMap::from([("BK_JOB".to_owned(), "db".to_owned())]);
-        journal.begin(&step("a"), &values).unwrap();
-        journal.begin(&step("b"), &values).unwrap();
+        journal.begin(&step("a"), &values, None).unwrap();
+        journal.begin(&step("b"), &values, None).unwrap();
         journal.leave(&"b".parse().unwrap()).unwrap();
         journal.left(&"b".parse().unwrap()).unwrap();
         let whole = std::fs::read(&journal.path).unwrap();

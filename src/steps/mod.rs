@@ -21,8 +21,8 @@ use attempt::{attempt, until};
 pub use closed::Closed;
 pub use feed::Feed;
 use journal::Journal;
-pub use journal::{Locked, State};
-pub use trust::AS_USER;
+pub use journal::{Holder, Locked, State};
+pub use trust::{AS_USER, number};
 use watch::Watcher;
 
 use crate::{
@@ -70,9 +70,9 @@ pub struct Steps<'a> {
     values: Values,
     journal: Option<(Journal, Watcher)>,
     begun: Vec<&'a Step>,
+    /// What could not be left, in the order it was tried.
+    stuck: Vec<&'a Step>,
     closed: Closed,
-    /// Something could not be left.
-    is_stuck: bool,
     /// What was run.
     pub reports: Vec<Report>,
 }
@@ -85,8 +85,8 @@ impl<'a> Steps<'a> {
         values: Values,
         monitor: &'a dyn Monitor,
     ) -> Self {
-        let (begun, closed, reports) = Default::default();
-        Self { steps, monitor, place, values, journal: None, begun, closed, is_stuck: false, reports }
+        let (begun, stuck, closed, reports) = Default::default();
+        Self { steps, monitor, place, values, journal: None, begun, stuck, closed, reports }
     }
 
     /// From now on these are the steps, of which none is begun yet.
@@ -162,6 +162,9 @@ impl<'a> Steps<'a> {
             let there = require_program(argv, step.user.as_deref());
             there.map_err(|e| e.with_kind(Kind::Step).context(format!("step {} is not begun: leave", step.name)))?;
         }
+        // Who leaves it may be a process that the name service does not answer.
+        let account = step.user.as_deref().map(trust::account).transpose();
+        let account = account.map_err(|e| e.context(format!("step {} is not begun", step.name)))?;
         if self.journal.is_none()
             && let Some((state, locked, job, run_id)) = self.place
         {
@@ -169,7 +172,7 @@ impl<'a> Steps<'a> {
             self.journal = Some((journal, Watcher::start(state, job, run_id)?));
         }
         if let Some((journal, _)) = &mut self.journal {
-            journal.begin(step, &self.values)?;
+            journal.begin(step, &self.values, account.as_ref())?;
         }
         self.begun.push(step);
         if !step.media {
@@ -199,17 +202,38 @@ impl<'a> Steps<'a> {
                 kept.push(step);
                 continue;
             }
-            let journal = self.journal.as_mut().map(|(journal, _)| journal);
-            errors.extend(leave_one(step, &self.values, journal, self.monitor, &mut self.reports).err());
-            if !left.iter().any(|step| !step.media) {
+            errors.extend(self.leave_one(step).err());
+            if !left.iter().chain(&self.stuck).any(|step| !step.media) {
                 self.closed.end();
             }
         }
         self.closed.set_leaving(false);
-        self.is_stuck |= !errors.is_empty();
         kept.reverse();
         self.begun = kept;
         errors
+    }
+
+    /// Tries once more to leave what could not be left.
+    pub fn leave_again(&mut self) -> Vec<Error> {
+        let mut errors = Vec::new();
+        self.closed.set_leaving(true);
+        for step in std::mem::take(&mut self.stuck) {
+            errors.extend(self.leave_one(step).err());
+        }
+        if !self.begun.iter().chain(&self.stuck).any(|step| !step.media) {
+            self.closed.end();
+        }
+        self.closed.set_leaving(false);
+        errors
+    }
+
+    fn leave_one(&mut self, step: &'a Step) -> Result<()> {
+        let journal = self.journal.as_mut().map(|(journal, _)| journal);
+        let left = leave_one(step, &self.values, journal, self.monitor, &mut self.reports);
+        if left.is_err() {
+            self.stuck.push(step);
+        }
+        left
     }
 
     /// How long the application was held.
@@ -240,7 +264,7 @@ impl<'a> Steps<'a> {
     /// The run is over: what could not be left stays in the journal, and the watcher may go.
     pub fn finish(&mut self) -> Result<()> {
         let Some((journal, watcher)) = self.journal.take() else { return Ok(()) };
-        let done = if self.is_stuck || !self.begun.is_empty() { Ok(()) } else { journal.finish() };
+        let done = if !self.stuck.is_empty() || !self.begun.is_empty() { Ok(()) } else { journal.finish() };
         watcher.dismiss();
         done
     }
@@ -248,6 +272,23 @@ impl<'a> Steps<'a> {
 
 /// Leaves one step and notes it. What fails stays noted as begun.
 fn leave_one(
+    step: &Step,
+    values: &Values,
+    mut journal: Option<&mut Journal>,
+    monitor: &dyn Monitor,
+    reports: &mut Vec<Report>,
+) -> Result<()> {
+    let left = leave_noted(step, values, journal.as_deref_mut(), monitor, reports);
+    if left.is_err()
+        && let Some(journal) = journal
+        && let Err(e) = journal.stuck(&step.name)
+    {
+        monitor.warn(&format!("step {}: {e}", step.name));
+    }
+    left
+}
+
+fn leave_noted(
     step: &Step,
     values: &Values,
     mut journal: Option<&mut Journal>,

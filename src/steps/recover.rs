@@ -9,9 +9,9 @@ use rustix::process::Signal;
 use serde::Serialize;
 
 use super::{
-    Report, Values,
+    Closed, Report, Values,
     journal::{Locked, Unfinished},
-    leave_one,
+    leave_one, trust,
 };
 use crate::{
     error::{Error, Result},
@@ -38,9 +38,12 @@ pub struct Recovered {
     pub errors: Vec<Error>,
 }
 
-/// Leaves what runs of this job began and did not leave; of one run only, or of all.
-pub fn recover(locked: &Locked, only: Option<RunId>, monitor: &dyn Monitor) -> Result<Vec<Recovered>> {
-    locked.unfinished(only)?.into_iter().map(|run| one(run, monitor)).collect()
+/// Leaves what runs of this job began and did not leave; of one run only, or of all. Meanwhile `closed` keeps this process.
+pub fn recover(locked: &Locked, only: Option<RunId>, closed: &Closed, monitor: &dyn Monitor) -> Result<Vec<Recovered>> {
+    closed.set_leaving(true);
+    let recovered = locked.unfinished(only).and_then(|runs| runs.into_iter().map(|run| one(run, monitor)).collect());
+    closed.set_leaving(false);
+    recovered
 }
 
 /// Forgets them: nothing is run.
@@ -59,8 +62,15 @@ fn one(run: Unfinished, monitor: &dyn Monitor) -> Result<Recovered> {
             end_groups(session, &values);
         }
     }
+    // Should this process be killed, too, the next one ends what it left running.
+    if let Err(e) = journal.run() {
+        monitor.warn(&format!("run {run_id}: {e}"));
+    }
     let (mut steps, mut errors) = (Vec::new(), Vec::new());
     for begun in begun.iter().rev() {
+        if let (Some(user), Some(account)) = (&begun.step.user, &begun.account) {
+            trust::know(user, account);
+        }
         let mut values = begun.values.clone();
         values.insert("BK_RESULT".to_owned(), "killed".to_owned());
         monitor.note(&format!("step {} of run {run_id} is left", begun.step.name));

@@ -6,9 +6,11 @@ use std::{
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     process::Command,
-    sync::{Mutex, PoisonError},
+    sync::{Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
+
+use serde::{Deserialize, Serialize};
 
 use super::process::{self, Call, End};
 use crate::error::{Error, Kind, Result};
@@ -99,8 +101,9 @@ fn fault(meta: &Metadata, trusted: u32) -> Option<String> {
     (!is_shared).then(|| "can be written by its group or by others".to_owned())
 }
 
-#[derive(Clone)]
-struct Account {
+/// What the system knows of a user.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Account {
     uid: u32,
     gid: u32,
     /// All of them.
@@ -109,15 +112,28 @@ struct Account {
 }
 
 /// A user as the system knows it, its name service included. Asked once: what was entered is left though that hangs by then.
-fn account(user: &str) -> Result<Account> {
-    static KNOWN: Mutex<BTreeMap<String, Account>> = Mutex::new(BTreeMap::new());
-    let known = || KNOWN.lock().unwrap_or_else(PoisonError::into_inner);
+pub fn account(user: &str) -> Result<Account> {
     if let Some(account) = known().get(user).cloned() {
         return Ok(account);
     }
     let account = look_up(user)?;
-    known().insert(user.to_owned(), account.clone());
+    know(user, &account);
     Ok(account)
+}
+
+/// From now on `user` is this one: nobody is asked.
+pub fn know(user: &str, account: &Account) {
+    known().insert(user.to_owned(), account.clone());
+}
+
+fn known() -> MutexGuard<'static, BTreeMap<String, Account>> {
+    static KNOWN: Mutex<BTreeMap<String, Account>> = Mutex::new(BTreeMap::new());
+    KNOWN.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The number of a user or group; none for the one that the kernel takes for "as it is".
+pub fn number(text: &str) -> Option<u32> {
+    text.parse().ok().filter(|number| *number != u32::MAX)
 }
 
 fn look_up(user: &str) -> Result<Account> {
@@ -135,13 +151,13 @@ fn look_up(user: &str) -> Result<Account> {
     let fields: Vec<&str> = line.trim_end().split(':').collect();
     let [_, _, uid, gid, _, home, _] = fields[..] else { return Err(bad()) };
     let groups = ask(["id", "-G", "--", user])?;
-    let groups: Vec<u32> = groups.split_whitespace().map(str::parse).collect::<Result<_, _>>().map_err(|_| bad())?;
+    let groups: Vec<u32> = groups.split_whitespace().map(number).collect::<Option<_>>().ok_or_else(bad)?;
     if groups.is_empty() {
         return Err(bad());
     }
     Ok(Account {
-        uid: uid.parse().map_err(|_| bad())?,
-        gid: gid.parse().map_err(|_| bad())?,
+        uid: number(uid).ok_or_else(bad)?,
+        gid: number(gid).ok_or_else(bad)?,
         groups: groups.iter().map(u32::to_string).collect::<Vec<_>>().join(","),
         home: home.to_owned(),
     })

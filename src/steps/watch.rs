@@ -11,7 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{State, recover, recover::Recovered};
+use super::{Closed, State, recover, recover::Recovered};
 use crate::{
     error::{Error, Kind, Result},
     model::{
@@ -66,6 +66,7 @@ pub fn watch(
     job: &Name,
     run_id: RunId,
     pipe: impl Read + Send + 'static,
+    closed: &Closed,
     monitor: &dyn Monitor,
 ) -> Result<Vec<Recovered>> {
     let mut run = Run { pid: rustix::process::getppid().map(|pid| pid.as_raw_nonzero().get()), ending_since: None };
@@ -86,10 +87,10 @@ pub fn watch(
     }
     loop {
         if let Some(locked) = state.lock(job)? {
-            return recover::recover(&locked, Some(run_id), monitor);
+            return recover::recover(&locked, Some(run_id), closed, monitor);
         }
         if run.is_over() {
-            return recover::recover(&state.of_killed(job), Some(run_id), monitor);
+            return recover::recover(&state.of_killed(job), Some(run_id), closed, monitor);
         }
         std::thread::sleep(LOOK);
     }

@@ -10,7 +10,7 @@ use rustix::process::Signal;
 use crate::support::job::Job;
 use crate::support::proxy::{Fault, Proxy};
 use crate::support::tools::{Frozen, Mounted, need, need_root, shell_ok, skip};
-use crate::support::{Bk, Running, World};
+use crate::support::{Bk, Ran, Running, World, files_below};
 
 /// A disk with the job's volume on it.
 fn disk_of(job: &mut Job, me: &str) -> Option<Mounted> {
@@ -118,10 +118,15 @@ fn a_killed_run_whose_watcher_is_gone_is_told_of() {
     let noted = || job.recover().run().code() != 0;
     job.wait_for("recover that sees it", noted);
     job.recover().run().code_is(&[7]).says("not left yet: tape, a, b").says("killed");
+    // Nor does the next run pass it over.
+    job.bk().run().code_is(&[7]).says("not left yet: tape, a, b");
     assert_eq!(job.entered(), ["a", "b", "tape"]);
+    // One that is about to end is waited for.
+    let recovering = job.recover().env("BK_TEST_ENDING_MS", "120000").spawn();
+    std::thread::sleep(Duration::from_millis(500));
     drop(frozen);
     running.finish().code_is(&[137]);
-    job.recover().run().ok();
+    recovering.finish().ok();
     assert!(job.entered().is_empty() && job.journals() == 0);
 }
 
@@ -225,6 +230,62 @@ fn a_run_that_was_given_up_lets_others_begin() {
     assert!(job.entered().is_empty() && job.journals() == 0, "{}\n{}", ran.show(), other.show());
 }
 
+/// What could not be left is tried again though the run hangs; before it is open nobody says so, and no other run begins.
+#[test]
+fn what_could_not_be_opened_is_tried_again_while_the_run_hangs() {
+    let me = "what_could_not_be_opened_is_tried_again_while_the_run_hangs";
+    if !need_root(me) {
+        return;
+    }
+    let mut job = Job::new("hanging-stuck");
+    let at = job.world.src.join("far");
+    let Some(unserved) = Unserved::new(&at) else {
+        skip(me, "cannot mount");
+        return;
+    };
+    job.keys = "max_hold = '1s'\n".to_owned();
+    job.mode("a leave", "fail");
+    let running = job.bk().env("BK_TEST_STOP_MS", "300").spawn();
+    // It has two tries.
+    job.wait_for("third try", || job.count("a leave").0 >= 3);
+    job.recover().run().code_is(&[7]).says("could not leave: a");
+    let held = Bk::new("lease list --json --volume").arg(&job.world.volume).run().ok();
+    assert!(held.said().contains("\"app\""), "{}", held.show());
+    job.well("a leave");
+    job.wait_for("application that is open", || job.entered() == ["tape"]);
+    job.wait_for("recover that knows it", || job.recover().run().code() == 0);
+    drop(unserved);
+    let ran = running.finish().code_is(&[7]);
+    let said = ran.said();
+    let (not_yet, open) = (said.find("the application is not opened"), said.find("the application is opened"));
+    assert!(not_yet.is_some() && open > not_yet, "{}", ran.show());
+    assert!(job.entered().is_empty() && job.journals() == 0, "{}", ran.show());
+    assert_eq!((job.count("a leave").1, job.count("b leave")), (1, (1, 1)));
+}
+
+#[test]
+fn what_could_not_be_opened_is_tried_again_while_the_run_goes_on() {
+    let mut job = Job::new("hanging-early");
+    job.keys = "max_hold = '300ms'\n".to_owned();
+    for step in ["a", "b"] {
+        job.steps.insert(step, "leave_early = true".to_owned());
+    }
+    job.mode("run stream", "stop");
+    job.mode("b leave", "fail");
+    let running = job.bk().env("BK_TEST_STOP_MS", "200").spawn();
+    job.wait_for("third try", || job.count("b leave").0 >= 3);
+    job.recover().run().code_is(&[7]).says("could not leave: b");
+    job.well("b leave");
+    job.wait_for("application that is open", || job.entered() == ["tape"]);
+    job.go();
+    let ran = running.finish().ok();
+    let said = ran.said();
+    let (not_yet, open) = (said.find("the application is not opened"), said.find("it is opened while"));
+    assert!(not_yet.is_some() && open > not_yet, "{}", ran.show());
+    assert!(job.entered().is_empty() && job.journals() == 0, "{}", ran.show());
+    assert_eq!((job.count("b leave").1, job.count("a leave"), job.snapshots()), (1, (1, 1), 1));
+}
+
 /// Time counts from the first step that is begun: one whose condition does not hold closes nothing.
 #[test]
 fn what_is_not_begun_is_not_held() {
@@ -242,19 +303,16 @@ fn what_is_not_begun_is_not_held() {
     assert_eq!((&result["held_seconds"], job.snapshots()), (&0.0.into(), 1), "{result}");
 }
 
-/// Who a user is, is asked before anything is closed, and never again.
-#[test]
-fn a_name_service_that_hangs_keeps_nothing_entered() {
-    let me = "a_name_service_that_hangs_keeps_nothing_entered";
+/// A run of two steps, the first with a user. The second one makes the name service hang, then runs `then`.
+fn without_names(me: &str, world: &World, then: &str) -> Option<Ran> {
     let apart = ["unshare", "--mount", "--propagation", "private"].map(std::ffi::OsStr::new);
     if !need_root(me) || !need(me, &["mkfifo", "mount"]) {
-        return;
+        return None;
     }
     if !Command::new(apart[0]).args(&apart[1..]).arg("true").status().is_ok_and(|status| status.success()) {
         skip(me, "cannot make a mount namespace");
-        return;
+        return None;
     }
-    let world = World::new("hanging-names");
     let (pipe, config) = (world.path("pipe"), world.path("bk.toml"));
     fs::write(world.src.join("file"), "content").unwrap();
     shell_ok(r#"mkfifo "$1""#, &[&pipe]);
@@ -263,14 +321,39 @@ fn a_name_service_that_hangs_keeps_nothing_entered() {
          [[job.app.step]]\nname = 'app'\nuser = 'nobody'\ntries = 1\ntimeout = '5s'\nshell = true\n\
          enter = 'true'\nleave = 'grep -E \"^(Uid|Gid|Groups|CapEff)\" /proc/self/status; echo $HOME $USER'\n\
          [[job.app.step]]\nname = 'names'\nshell = true\n\
-         enter = 'mount --bind {pipe} /etc/passwd && mount --bind {pipe} /etc/group'\nleave = 'true'\n",
+         enter = 'mount --bind {pipe} /etc/passwd && mount --bind {pipe} /etc/group && {then}'\nleave = 'true'\n",
         world.path("bk-state").display(),
         world.volume.display(),
         world.src.display(),
         pipe = pipe.display()
     );
     fs::write(&config, text).unwrap();
-    let ran = Bk::under(&apart, "snapshot app --config").arg(&config).run().ok();
+    Some(Bk::under(&apart, "snapshot app --config").arg(&config).run())
+}
+
+/// Who a user is, is asked before anything is closed, and never again.
+#[test]
+fn a_name_service_that_hangs_keeps_nothing_entered() {
+    let world = World::new("hanging-names");
+    let ran = without_names("a_name_service_that_hangs_keeps_nothing_entered", &world, "true");
+    if let Some(ran) = ran {
+        is_left_as_nobody(&ran.ok());
+    }
+}
+
+/// Nor is it asked by the watcher of a run that was killed.
+#[test]
+fn a_name_service_that_hangs_keeps_nothing_entered_of_a_killed_run() {
+    let world = World::new("hanging-names-killed");
+    let ran = without_names("a_name_service_that_hangs_keeps_nothing_entered_of_a_killed_run", &world, "kill -9 $PPID");
+    if let Some(ran) = ran {
+        // Its end is the watcher's: that has the same output.
+        is_left_as_nobody(&ran.code_is(&[137]));
+        assert!(!files_below(&world.path("bk-state")).iter().any(|file| file.extension() == Some("journal".as_ref())));
+    }
+}
+
+fn is_left_as_nobody(ran: &Ran) {
     let expected = shell_ok(
         r#"setpriv --reuid=nobody --regid="$(id -g nobody)" --init-groups -- grep -E '^(Uid|Gid|Groups|CapEff)' /proc/self/status"#,
         &[],
@@ -287,4 +370,12 @@ fn a_name_service_that_hangs_keeps_nothing_entered() {
         found += 1;
     }
     assert_eq!(found, 4);
+}
+
+/// The kernel takes that number for "as it is", which is root.
+#[test]
+fn nobody_becomes_the_user_of_no_number() {
+    for ids in ["4294967295 0 0", "0 4294967295 0", "0 0 4294967295"] {
+        Bk::new("as-user").words(ids).arg("/bin/true").run().code_is(&[127]).says("are wanted");
+    }
 }

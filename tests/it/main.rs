@@ -48,6 +48,7 @@ mod patroni;
 mod power;
 mod profile;
 mod racing;
+mod recovering;
 mod reference;
 mod reopened;
 mod roundtrip;

@@ -202,6 +202,8 @@ fn of_a_sparse_file_what_is_there_is_sampled() {
     let world = World::new("tune-sparse");
     let image = fs::File::create(world.src.join("image")).unwrap();
     image.set_len(3 << 30).unwrap();
+    // Nothing is there of this one.
+    fs::File::create(world.src.join("hole")).unwrap().set_len(3 << 30).unwrap();
     let noise = Rng::new(78).noise(24 << 20);
     std::os::unix::fs::FileExt::write_all_at(&image, &noise, 2 << 30).unwrap();
     let found = tuned(&world, "--time 20s");

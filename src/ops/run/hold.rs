@@ -19,6 +19,7 @@ use crate::{
 /// What a run that held too long is told, as if from outside.
 const STOP_SIGNAL: i32 = 14;
 /// A run that is told to stop does so in this time, its commands' ends included, or what it reads or writes does not answer.
+/// So long it is, too, till what could not be left is tried again.
 /// Tests cannot wait so long and set `BK_TEST_STOP_MS`.
 const STOP_TIME: Duration = Duration::from_secs(30);
 const TICK: Duration = Duration::from_millis(100);
@@ -99,30 +100,65 @@ impl<'a> Hold<'a> {
             if self.is_left_early.load(Ordering::Relaxed) && self.is_longer_than_max() {
                 steps.set("BK_RESULT", "storing");
                 let errors = steps.leave(true);
-                let held = Span(self.max.unwrap_or_default());
-                self.inner
-                    .warn(&format!("the application was held for {held}: it is opened while the snapshot goes on"));
+                let errors = self.opened(steps, errors, stored, stop_time);
+                if errors.is_empty() {
+                    let held = self.max.unwrap_or_default().max(Duration::from_secs(steps.held().as_secs()));
+                    let held = Span(held);
+                    self.inner
+                        .warn(&format!("the application was held for {held}: it is opened while the snapshot goes on"));
+                }
                 return errors;
             }
             let Some(signal) = self.interrupted() else { continue };
             let is_late = told.get_or_insert_with(Instant::now).elapsed() > stop_time;
             if is_late || self.inner.is_urgent() {
-                return self.leave_alone(steps, alone, signal);
+                return self.leave_alone(steps, alone, signal, stored, stop_time);
             }
         }
         Vec::new()
     }
 
     /// Leaves the steps of a run that does not stop. Nothing is said before they are left: who hears it may hang, too.
-    fn leave_alone(&self, steps: &mut Steps<'_>, alone: &Alone<'_>, signal: i32) -> Vec<Error> {
+    fn leave_alone(
+        &self,
+        steps: &mut Steps<'_>,
+        alone: &Alone<'_>,
+        signal: i32,
+        stored: &Receiver<()>,
+        pause: Duration,
+    ) -> Vec<Error> {
         // From here on nothing begins that must not see an open application.
         let is_given_up = self.turn(STORING, GIVEN_UP);
         steps.set("BK_RESULT", if is_given_up { (alone.outcome)(signal) } else { "committing" });
         let errors = steps.leave(true);
-        if is_given_up {
-            (alone.yields)();
+        let errors = self.opened(steps, errors, stored, pause);
+        if errors.is_empty() {
+            if is_given_up {
+                (alone.yields)();
+            }
+            self.inner.warn("the run was told to stop and has not: the application is opened without it");
         }
-        self.inner.warn("the run was told to stop and has not: the application is opened without it");
+        errors
+    }
+
+    /// Tries to leave what could not be left, again and again as long as the run goes on. Gives what is not left by then.
+    fn opened(
+        &self,
+        steps: &mut Steps<'_>,
+        mut errors: Vec<Error>,
+        stored: &Receiver<()>,
+        pause: Duration,
+    ) -> Vec<Error> {
+        while !errors.is_empty() {
+            for error in &errors {
+                self.inner
+                    .warn(&format!("the application is not opened, it is tried again in {}: {error}", Span(pause)));
+            }
+            if stored.recv_timeout(pause) != Err(RecvTimeoutError::Timeout) {
+                break;
+            }
+            errors = steps.leave_again();
+        }
         errors
     }
 

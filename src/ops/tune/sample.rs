@@ -264,8 +264,8 @@ impl<'a> Census<'a> {
         windows
     }
 
-    /// An entry of so much content, of a sparse file what is in `runs`; they are empty where it is all of the file.
-    fn add(&mut self, path: &[u8], content: u64, runs: &[Run]) {
+    /// An entry of so much content, of a sparse file what is in `runs`.
+    fn add(&mut self, path: &[u8], content: u64, runs: Option<&[Run]>) {
         // A header, and another pair for a name that is too long for it.
         let header = if path.len() > 100 { 3 } else { 1 } * BLOCK_LEN as u64;
         let plain = header + padded(content);
@@ -323,11 +323,10 @@ impl<'a> Census<'a> {
 }
 
 /// Where in a file a piece of its content lies, of which there is what is in `runs`, or all of it.
-fn in_file(runs: &[Run], piece: Run) -> impl Iterator<Item = Run> {
-    let all = [piece];
-    let all: Vec<Run> = if runs.is_empty() { all.to_vec() } else { Vec::new() };
+fn in_file(runs: Option<&[Run]>, piece: Run) -> impl Iterator<Item = Run> {
+    let all = runs.is_none().then_some(piece);
     let mut begins_at = 0;
-    let some = runs.iter().filter_map(move |run| {
+    let some = runs.unwrap_or_default().iter().filter_map(move |run| {
         let from = piece.offset.max(begins_at);
         let to = piece.end().min(begins_at + run.len);
         let offset = run.offset + from.saturating_sub(begins_at);
@@ -337,11 +336,11 @@ fn in_file(runs: &[Run], piece: Run) -> impl Iterator<Item = Run> {
     all.into_iter().chain(some)
 }
 
-/// The runs of a file that may have holes, or be stored compressed; none where it has no hole or does not say.
-fn runs_of(leaf: &Leaf<'_>, size: u64) -> Vec<Run> {
+/// The runs of a file that may have holes, or be stored compressed; `None` where it has no hole or does not say.
+fn runs_of(leaf: &Leaf<'_>, size: u64) -> Option<Vec<Run>> {
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
     let opened = rustix::fs::openat(leaf.dir, leaf.name, flags, Mode::empty());
-    opened.and_then(|fd| meta::sparse_runs(fd, size)).ok().flatten().unwrap_or_default()
+    opened.and_then(|fd| meta::sparse_runs(fd, size)).ok().flatten()
 }
 
 impl Visitor for Census<'_> {
@@ -378,11 +377,11 @@ impl Visitor for Census<'_> {
                 let size = u64::try_from(stat.st_size).unwrap_or(0);
                 let on_disk = u64::try_from(stat.st_blocks).unwrap_or(u64::MAX).saturating_mul(512);
                 let may_be_sparse = !known && on_disk < size && size > 4096;
-                let runs = if may_be_sparse { runs_of(&leaf, size) } else { Vec::new() };
-                let content = if runs.is_empty() { size } else { runs.iter().map(|run| run.len).sum() };
-                self.add(leaf.path, if known { 0 } else { content }, &runs);
+                let runs = if may_be_sparse { runs_of(&leaf, size) } else { None };
+                let content = runs.as_ref().map_or(size, |runs| runs.iter().map(|run| run.len).sum());
+                self.add(leaf.path, if known { 0 } else { content }, runs.as_deref());
             }
-            _ => self.add(leaf.path, 0, &[]),
+            _ => self.add(leaf.path, 0, None),
         }
         Ok(None)
     }
@@ -414,7 +413,7 @@ mod tests {
         for &(count, len) in files {
             for _ in 0..count {
                 n += 1;
-                census.add(format!("f{n}").as_bytes(), len, &[]);
+                census.add(format!("f{n}").as_bytes(), len, None);
             }
         }
         census
@@ -451,16 +450,19 @@ mod tests {
     #[test]
     fn pieces_of_sparse_files_lie_where_there_is_data() {
         let runs = [Run { offset: 100, len: 10 }, Run { offset: 500, len: 5 }, Run { offset: 900, len: 50 }];
-        let of = |offset, len| in_file(&runs, Run { offset, len }).map(|run| (run.offset, run.len)).collect::<Vec<_>>();
+        let of = |offset, len| {
+            in_file(Some(&runs), Run { offset, len }).map(|run| (run.offset, run.len)).collect::<Vec<_>>()
+        };
         assert_eq!(of(0, 65), [(100, 10), (500, 5), (900, 50)]);
         assert_eq!(of(3, 10), [(103, 7), (500, 3)]);
         assert_eq!(of(12, 20), [(502, 3), (900, 17)]);
         assert_eq!(of(15, 1), [(900, 1)]);
         assert!(of(7, 0).is_empty());
-        assert_eq!(in_file(&[], Run { offset: 7, len: 9 }).collect::<Vec<_>>(), [Run { offset: 7, len: 9 }]);
+        assert_eq!(in_file(None, Run { offset: 7, len: 9 }).collect::<Vec<_>>(), [Run { offset: 7, len: 9 }]);
+        assert_eq!(in_file(Some(&[]), Run { offset: 7, len: 0 }).count(), 0);
         let mut census = Census::new(Instant::now(), &Silent);
         let runs = [Run { offset: 1 << 30, len: 6 << 20 }, Run { offset: 2 << 30, len: 6 << 20 }];
-        census.add(b"image", 12 << 20, &runs);
+        census.add(b"image", 12 << 20, Some(&runs));
         let windows = census.windows();
         let pieces: Vec<_> = windows.iter().flat_map(|window| &window.pieces).collect();
         assert!(pieces.iter().all(|(_, at, len)| runs.iter().any(|run| run.offset <= *at && at + len <= run.end())));
