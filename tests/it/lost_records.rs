@@ -212,7 +212,8 @@ fn a_whole_run_whose_end_was_not_known_goes() {
         let run = age(&world, "j");
         say(&world, &run, name, &note);
         world.bk("verify").run().ok();
-        world.bk("check j").run().ok();
+        // It may well be said to stall.
+        assert!(!world.bk("check j").run().said().contains("looks whole"), "{name}");
         world.bk("expire").run().ok().says("1 runs that never ended swept");
         assert_eq!(world.list(), ["j/1"]);
         assert!(files_below(&world.volume.join("runs")).is_empty());
@@ -265,7 +266,7 @@ fn a_run_that_ends_at_its_commit_has_lost_no_record() {
         under(&["-e", &format!("inject=linkat:{what}:when={when}")]).code_is(&[code, exit::VOLUME]);
         assert_eq!(world.list(), ["j/1", "j/2"], "{what}");
         age(&world, "j");
-        let lying = sorted(&world.volume.join("data/j")).len();
+        let lying = sorted(&world.volume.join("data/j")).iter().filter(|dir| !sorted(dir).is_empty()).count();
         assert_eq!(lying, 3, "{what}: what it stored lies there");
         world.bk("verify").run().ok();
         world.bk("check j").run().ok();
