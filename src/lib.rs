@@ -9,7 +9,7 @@
 //! | 7 | [`cli`] | one file a verb; the only floor that prints |
 //! | 6 | [`ops`] | one run book a verb |
 //! | 5 | [`mount`] | snapshots as a file system: `core` without FUSE, `fuse` the adapter, `attach` |
-//! | 4 | [`engine`] | `write` (tree, stream, increment, delta, framer, chunk, pipeline, part, index), `read`, `copy`, `catalog`, `cluster` (lease, gate), `beat` |
+//! | 4 | [`engine`] | `write` (tree, stream, increment, delta, framer, chunk, pipeline, part, index), `read`, `copy`, `catalog`, `cluster` (lease, gate), `beat`, `begun` |
 //! | 3 | [`volume`], [`source`], [`steps`] | where objects lie (a directory, S3); what is read; a user's commands, their journal and its watcher |
 //! | 2 | [`format`], [`plan`], [`config`] | bytes to values and back, pure; decisions, pure; what was typed and what it means |
 //! | 1 | [`model`], [`monitor`], [`clock`] | small values; how the library reports; the time |

@@ -31,6 +31,7 @@ pub fn run(context: &Context<'_>, args: &ExpireArgs) -> Result<Ended> {
         node: context.node(args.node.as_ref())?,
         allow_last: args.allow_last,
         yes: args.yes,
+        sweep_lost: args.sweep_lost,
         dry_run: args.dry_run,
         sweep_grace: args.sweep_grace.unwrap_or(SWEEP_GRACE_SECONDS),
         threads: DELETE_THREADS,

@@ -132,6 +132,7 @@ fn expire_now(target: &Target, request: &Request, progress: &Progress<'_>) -> Re
         node: request.node.clone(),
         allow_last: false,
         yes: false,
+        sweep_lost: false,
         dry_run: false,
         sweep_grace: expire::SWEEP_GRACE_SECONDS,
         threads: super::expire::DELETE_THREADS,

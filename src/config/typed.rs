@@ -321,7 +321,7 @@ pub struct ExpireArgs {
     /// Only this job
     pub job: Option<String>,
     /// Set when a snapshot may go: a time from now, an instant (2027-01-31T00:00:00Z), or never
-    #[arg(long, num_args = 2, value_names = ["SNAPSHOT", "WHEN"], conflicts_with_all = ["job", "dry_run", "allow_last", "yes"])]
+    #[arg(long, num_args = 2, value_names = ["SNAPSHOT", "WHEN"], conflicts_with_all = ["job", "dry_run", "allow_last", "yes", "sweep_lost"])]
     pub set: Option<Vec<String>>,
     /// Show what would be done
     #[arg(long, short = 'n')]
@@ -329,9 +329,12 @@ pub struct ExpireArgs {
     /// Let the last usable chain of a job go, too
     #[arg(long)]
     pub allow_last: bool,
-    /// Let more than one, and more than 20 %, of a job's snapshots go at once (a chain, or its end, counts as one), and runs that look whole but have no record
+    /// Let more than one, and more than 20 %, of a job's snapshots go at once (a chain, or its end, counts as one)
     #[arg(long)]
     pub yes: bool,
+    /// Give up runs that look whole and whose records are lost: without it nothing of their jobs goes
+    #[arg(long)]
+    pub sweep_lost: bool,
     /// This node's name in the record (default: the host's name)
     #[arg(long, env = "BK_NODE", value_name = "NAME")]
     pub node: Option<String>,

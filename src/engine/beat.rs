@@ -2,6 +2,7 @@
 //!
 //! A thread of its own, so that a run that waits for its source beats all the same. A beat that fails is no fault of the
 //! run: the next one tries again. At the end nothing of it is left; what a killed run leaves is deleted by the next expiry.
+//! It also takes back the run's word that it has begun, so that nobody else waits for that.
 
 use std::{
     sync::{
@@ -12,6 +13,7 @@ use std::{
     time::{Duration, Instant as Since},
 };
 
+use super::begun::Begun;
 use crate::{
     clock::{Clock, System},
     error::{Error, Kind, Result},
@@ -92,8 +94,13 @@ impl Phase {
         (Self::Leaving, "leaving"),
     ];
 
-    fn name(number: u8) -> &'static str {
-        Self::ALL.iter().find(|(phase, _)| *phase as u8 == number).map_or("storing", |(_, name)| name)
+    fn of(number: u8) -> Self {
+        Self::ALL.iter().find(|(phase, _)| *phase as u8 == number).map_or(Self::Storing, |(phase, _)| *phase)
+    }
+
+    /// As notes say it.
+    pub fn name(self) -> &'static str {
+        Self::ALL.iter().find(|(phase, _)| *phase == self).map_or("storing", |(_, name)| name)
     }
 }
 
@@ -120,10 +127,10 @@ impl<'a> Watch<'a> {
     }
 
     /// Begins to beat; ends when what comes back is dropped.
-    pub fn start(&self, who: Who, settings: &Settings) -> Beating {
+    pub fn start(&self, who: Who, settings: &Settings, begun: Arc<Begun>) -> Beating {
         let (stop, stopped) = mpsc::channel();
         let (state, settings) = (Arc::clone(&self.state), settings.clone());
-        let thread = std::thread::spawn(move || beat(&who, &settings, &state, &stopped));
+        let thread = std::thread::spawn(move || beat(&who, &settings, (&state, &begun), &stopped));
         Beating { stop: Mutex::new(Some(stop)), thread: Some(thread) }
     }
 
@@ -185,6 +192,13 @@ pub struct Beating {
 }
 
 impl Beating {
+    /// Takes back that the run has begun, if its end is certain, without waiting for it.
+    pub fn take_back(&self) {
+        if let Some(stop) = &*self.stop.lock().unwrap_or_else(PoisonError::into_inner) {
+            let _ = stop.send(());
+        }
+    }
+
     /// The beat under way is the last one, which is not waited for.
     pub fn end(&self) {
         *self.stop.lock().unwrap_or_else(PoisonError::into_inner) = None;
@@ -201,12 +215,19 @@ impl Drop for Beating {
     }
 }
 
-fn beat(who: &Who, settings: &Settings, state: &State, stopped: &mpsc::Receiver<()>) {
+fn beat(who: &Who, settings: &Settings, (state, begun): (&State, &Begun), stopped: &mpsc::Receiver<()>) {
     let (mut n, mut last) = (0, (0, Since::now()));
     let look = settings.every / LOOKS;
     let mut due = settings.every / 10 * FIRST_TENTHS;
-    while stopped.recv_timeout(due.min(look)) == Err(mpsc::RecvTimeoutError::Timeout) {
-        due = due.saturating_sub(look);
+    loop {
+        match stopped.recv_timeout(due.min(look)) {
+            Ok(()) => {
+                begun.take_back();
+                continue;
+            }
+            Err(mpsc::RecvTimeoutError::Disconnected) => break,
+            Err(mpsc::RecvTimeoutError::Timeout) => due = due.saturating_sub(look),
+        }
         if let Ok(Some(abort)) = asked(who) {
             *state.abort.lock().unwrap_or_else(PoisonError::into_inner) = Some(abort);
             state.is_aborted.store(true, Ordering::Relaxed);
@@ -226,8 +247,14 @@ fn beat(who: &Who, settings: &Settings, state: &State, stopped: &mpsc::Receiver<
     }
     if n > 0 {
         let left = who.store.list(&notes::dir(&who.job, who.run_id)).unwrap_or_default();
-        let _ = who.store.delete_all(&left.into_iter().map(|item| item.key).collect::<Vec<_>>());
+        let notes = left.into_iter().map(|item| item.key).filter(|key| !is_word(key));
+        let _ = who.store.delete_all(&notes.collect::<Vec<_>>());
     }
+}
+
+/// Whether this is the run's word that it has begun, or was recorded.
+fn is_word(key: &str) -> bool {
+    [notes::BEGUN_NAME, notes::RECORDED_NAME].iter().any(|name| key.ends_with(name))
 }
 
 /// Writes the `n`-th note and deletes the one before the last: a reader that has listed one can still read it.
@@ -239,7 +266,7 @@ fn tell(who: &Who, settings: &Settings, state: &State, n: u64, rate: u64) -> Res
         node: who.node.clone(),
         pid: std::process::id(),
         level: who.level,
-        phase: Phase::name(state.phase.load(Ordering::Relaxed)).to_owned(),
+        phase: Phase::of(state.phase.load(Ordering::Relaxed)).name().to_owned(),
         started_at: who.started_at,
         written_at: System.now()?,
         every_ms: u64::try_from(settings.every.as_millis()).unwrap_or(u64::MAX),
@@ -262,6 +289,6 @@ fn asked(who: &Who) -> Result<Option<Abort>> {
     let Some(item) = items.iter().find(|item| notes::number(&item.key, "abort").is_some()) else { return Ok(None) };
     match Note::decode(&who.store.read(&item.key, envelope::JSON_LEN_MAX)?)? {
         Note::Abort(abort) => Ok(Some(abort)),
-        Note::Progress(_) => Ok(None),
+        _ => Ok(None),
     }
 }

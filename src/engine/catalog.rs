@@ -164,6 +164,17 @@ pub fn gone_meanwhile(snapshot: &Snapshot, mark: &Mark, doing: &str) -> Error {
     Error::new(Kind::Lost, what)
 }
 
+/// The items of each job in a listing of `log/`, `data/` or `runs/`.
+pub fn by_job(items: Vec<Item>) -> BTreeMap<Name, Vec<Item>> {
+    let mut jobs: BTreeMap<Name, Vec<Item>> = BTreeMap::new();
+    for item in items {
+        if let Some(Ok(job)) = item.key.split('/').nth(1).map(str::parse::<Name>) {
+            jobs.entry(job).or_default().push(item);
+        }
+    }
+    jobs
+}
+
 /// The objects of every run in a listing of `data/` or of `data/<job>/`, for one job.
 pub fn runs(items: &[Item], job: &Name) -> BTreeMap<RunId, Vec<Item>> {
     by_run(items, &format!("data/{job}/"))

@@ -1,6 +1,7 @@
 //! The engine: how a snapshot is written and read.
 
 pub mod beat;
+pub mod begun;
 pub mod catalog;
 pub mod cluster;
 pub mod copy;

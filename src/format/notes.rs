@@ -1,6 +1,6 @@
-//! What runs tell each other below `runs/<job>/<run id>/`: how far a run is, and that it is to stop.
+//! What runs tell each other below `runs/<job>/<run id>/`: that a run has begun, how far it is, and that it is to stop.
 //!
-//! Only of interest while the run goes on: nothing depends on it, and all of it may be deleted at any time.
+//! No snapshot depends on it. What is left of a run that has no record tells why it has none.
 
 use serde::{Deserialize, Serialize};
 
@@ -15,6 +15,10 @@ use crate::{
 
 /// A comment is at most this long, bytes.
 pub const COMMENT_LEN_MAX: usize = 1000;
+/// [`Note::Begun`] in a run's directory of notes.
+pub const BEGUN_NAME: &str = "begun.json";
+/// [`Note::Recorded`], likewise.
+pub const RECORDED_NAME: &str = "recorded.json";
 
 /// A note.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -24,6 +28,10 @@ pub enum Note {
     Progress(Progress),
     /// It is to stop: `abort.<n>.json`.
     Abort(Abort),
+    /// It has begun, and whether it was recorded is not known: `begun.json`.
+    Begun(Word),
+    /// It was recorded, but its `begun.json` could not be deleted: `recorded.json`.
+    Recorded(Word),
 }
 
 /// How far a run was when it said so.
@@ -76,6 +84,20 @@ pub struct Abort {
     pub comment: Option<String>,
 }
 
+/// That a run has begun, or was recorded.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Word {
+    /// Version of the volume format.
+    pub format_version: u32,
+    /// The job.
+    pub job: Name,
+    /// The node.
+    pub node: String,
+    /// When the run began.
+    pub written_at: Instant,
+}
+
 impl Note {
     /// The object's bytes.
     pub fn encode(&self) -> Result<Vec<u8>> {
@@ -89,6 +111,7 @@ impl Note {
         let comment = match &note {
             Self::Progress(progress) => &progress.comment,
             Self::Abort(abort) => &abort.comment,
+            Self::Begun(_) | Self::Recorded(_) => &None,
         };
         if comment.as_ref().is_some_and(|text| text.len() > COMMENT_LEN_MAX) {
             return Err(Error::integrity("a comment is too long"));

@@ -1,8 +1,8 @@
 //! The run book of `bk expire`: list what lies there, record what goes, and only then delete it.
 //!
-//! Order, for every job: list the objects → read the log and plan → win the `expire` record → win a `sweep` record for runs
-//! that never ended → delete the objects of all runs that a record says are gone, those of an earlier, killed expiry too.
-//! A failed listing ends the job before anything follows from it.
+//! Order, for every job: list the objects → read the log → look for runs that have lost their records → plan → win the `expire`
+//! record → win a `sweep` record for runs that never ended → delete the objects of all runs that a record says are gone, those of
+//! an earlier, killed expiry too. A failed listing, or a lost record, ends the job before anything follows from it.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -33,9 +33,6 @@ use crate::{
 /// far it is every few seconds.
 pub const SWEEP_GRACE_SECONDS: u64 = 24 * 3600;
 
-/// More runs than this that look whole, have no record and were killed are not swept without a yes.
-const WHOLE_ORPHANS_MAX: usize = 1;
-
 /// What is asked for.
 #[derive(Clone, Debug)]
 pub struct Request {
@@ -47,6 +44,8 @@ pub struct Request {
     pub allow_last: bool,
     /// Any share of a job's snapshots may go at once.
     pub yes: bool,
+    /// Runs that have lost their records go as runs that were never recorded.
+    pub sweep_lost: bool,
     /// Only show what would be done.
     pub dry_run: bool,
     /// Runs that were not recorded stay this long, seconds.
@@ -99,8 +98,8 @@ pub fn run(volume: &Volume, request: &Request, clock: &dyn Clock, monitor: &dyn 
     let items = volume.store.list(&prefix)?;
     let prefix = request.job.as_ref().map_or_else(|| "runs/".to_owned(), runs_dir);
     let notes = volume.store.list(&prefix)?;
-    let mut jobs = catalog::jobs_of(&items);
-    jobs.extend(catalog::jobs_of(&notes));
+    let (mut items, mut notes) = (catalog::by_job(items), catalog::by_job(notes));
+    let mut jobs: Vec<Name> = items.keys().chain(notes.keys()).cloned().collect();
     match &request.job {
         Some(job) => jobs = vec![job.clone()],
         None => jobs.extend(catalog::jobs(volume)?),
@@ -109,15 +108,14 @@ pub fn run(volume: &Volume, request: &Request, clock: &dyn Clock, monitor: &dyn 
     jobs.dedup();
     let mut outcome = Outcome::default();
     for job in jobs {
-        let lying = catalog::runs(&items, &job);
-        let notes = catalog::notes(&notes, &job);
+        let lying = catalog::runs(&items.remove(&job).unwrap_or_default(), &job);
+        let notes = catalog::notes(&notes.remove(&job).unwrap_or_default(), &job);
         let mut one = Job { volume, request, job, lying, notes, clock, unix_ms, monitor, outcome: &mut outcome };
-        if let Err(e) = one.run() {
-            if matches!(e.kind(), Kind::Signal(_)) {
-                return Err(e);
-            }
-            outcome.errors.push(e);
+        let mut errors = one.run();
+        if let Some(at) = errors.iter().position(|e| matches!(e.kind(), Kind::Signal(_))) {
+            return Err(errors.swap_remove(at));
         }
+        outcome.errors.append(&mut errors);
     }
     Ok(outcome)
 }
@@ -139,20 +137,41 @@ struct Job<'a> {
 }
 
 impl Job<'_> {
-    fn run(&mut self) -> Result<()> {
-        let mut log = catalog::read(self.volume, &self.job)?;
+    /// Does it, and gives all that went wrong.
+    fn run(&mut self) -> Vec<Error> {
+        let mut log = match self.look() {
+            Ok(log) => log,
+            Err(e) => return vec![e],
+        };
+        // What is recorded as gone is deleted whatever the clock says; nothing new is recorded when it is wrong.
+        let mut ended = vec![self.expire(&mut log), self.sweep(&mut log)];
+        if !self.request.dry_run {
+            ended.push(self.delete(&log).and_then(|()| self.tidy(&log)));
+        }
+        let mut errors: Vec<Error> = ended.into_iter().filter_map(Result::err).collect();
+        errors.dedup_by_key(|e| e.to_string());
+        errors
+    }
+
+    /// Reads the log. Where records of it are damaged or gone, nothing may be recorded or deleted: what they said is not known, and
+    /// what is recorded now would take their place.
+    fn look(&self) -> Result<JobLog> {
+        let log = catalog::read(self.volume, &self.job)?;
         if log.records == 0 && self.lying.is_empty() && self.notes.is_empty() {
             return Err(Error::usage(format!("{} has no job {}", self.volume.shown, self.job))
                 .with_hint("`bk list` shows what there is"));
         }
-        // What is recorded as gone is deleted whatever the clock says; nothing new is recorded when it is wrong.
-        let expired = self.expire(&mut log);
-        let swept = self.sweep(&mut log);
-        if !self.request.dry_run && log.sound().is_ok() {
-            self.delete(&log)?;
-            self.tidy(&log)?;
+        log.sound()?;
+        if self.request.sweep_lost {
+            return Ok(log);
         }
-        expired.and(swept)
+        let quiet_ms = orphans::YOUNG_MS.min(self.request.sweep_grace.saturating_mul(1000));
+        let lost = orphans::lost(self.volume, &log, &self.lying, self.unix_ms.saturating_sub(quiet_ms))?;
+        if lost.is_empty() {
+            return Ok(log);
+        }
+        let hint = "bring back what is missing below log/: nothing of the job goes till then; `--sweep-lost` gives these runs up";
+        Err(Error::usage(orphans::told(&self.job, &lost)).with_hint(hint))
     }
 
     /// Records what goes.
@@ -218,47 +237,26 @@ impl Job<'_> {
     fn sweep(&mut self, log: &mut JobLog) -> Result<()> {
         log.sound()?;
         expiry::check_clock(log, self.now()?)?;
-        let (found, kept) = self.orphans(log);
+        let found = self.orphans(log);
         if self.request.dry_run {
             self.outcome.swept += found.len() as u64;
         } else if !found.is_empty() {
             let (after, what) = catalog::change(self.volume, &self.job, &self.author()?, |log| {
                 log.sound()?;
                 expiry::check_clock(log, self.now()?)?;
-                let runs = self.orphans(log).0;
+                let runs = self.orphans(log);
                 Ok((!runs.is_empty()).then_some(Sweep { runs }))
             })?;
             *log = after;
             self.outcome.swept += what.map_or(0, |what| what.runs.len()) as u64;
         }
-        if kept == 0 {
-            return Ok(());
-        }
-        let what = match kept {
-            1 => format!("a run of {} looks whole, but no record names it: has the log lost records?", self.job),
-            _ => format!("{kept} runs of {} look whole, but no record names them: has the log lost records?", self.job),
-        };
-        Err(Error::usage(what).with_hint("bring back what is missing below log/; `--yes` sweeps these runs"))
+        Ok(())
     }
 
-    /// Runs that no record names and that are old enough, and how many more are kept since they look whole.
-    ///
-    /// A run that stored everything and was killed before its commit is rare: several at once are snapshots whose records are
-    /// gone, and so is a single one that was not killed.
-    fn orphans(&self, log: &JobLog) -> (Vec<RunName>, usize) {
-        // A copy that was noted and not ended has another where it came from.
-        let is_copy = |run: &RunId| {
-            let name = |item: &Item| item.key.rsplit('/').next().is_some_and(|name| name.starts_with("copy."));
-            self.notes.get(run).is_some_and(|items| items.iter().any(name))
-        };
-        let orphans = self.lying.iter().filter(|(run, _)| !log.knows(**run) && self.is_over(**run));
-        let (whole, half): (Vec<_>, Vec<_>) =
-            orphans.partition(|(run, items)| orphans::is_whole(items) && !is_copy(run));
-        let is_lost = |(run, _): &(&RunId, &Vec<Item>)| !self.notes.contains_key(*run);
-        let keep = (whole.len() > WHOLE_ORPHANS_MAX || whole.iter().any(is_lost)) && !self.request.yes;
-        let kept = if keep { whole.len() } else { 0 };
-        let runs = half.into_iter().chain(whole.into_iter().filter(|_| !keep));
-        (runs.take(NAMES_MAX).map(|(run, _)| RunName(*run)).collect(), kept)
+    /// Runs that no record names and that are old enough.
+    fn orphans(&self, log: &JobLog) -> Vec<RunName> {
+        let runs = self.lying.keys().filter(|run| !log.knows(**run) && self.is_over(**run));
+        runs.take(NAMES_MAX).map(|run| RunName(*run)).collect()
     }
 
     /// Whether a run that no record names has ended, however it did: nothing of it is younger than the grace.

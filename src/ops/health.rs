@@ -91,9 +91,8 @@ pub fn run(
         let found = health::job(&log, &damaged, &limits, now);
         health.findings.extend(found.findings);
         health.metrics.extend(found.metrics);
-        for run in orphans::lost(volume, &log, &lying, clock)? {
-            let what = format!("{run} of {job} looks whole, but no record names it: has the log lost records?");
-            health.find(Status::Warning, what);
+        for run in orphans::lost(volume, &log, &lying, clock.unix_ms().saturating_sub(orphans::YOUNG_MS))? {
+            health.find(Status::Warning, orphans::told(job, &[run]));
         }
         match drill::last(volume, job) {
             Ok(last) => {

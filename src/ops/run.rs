@@ -227,13 +227,18 @@ impl Run<'_, '_> {
         // Kept until the application is open again: no other run begins before.
         let lease = prepared.lease();
         self.steps.set("BK_LEVEL", prepared.level().to_string());
-        let beating = watch.start(self.who(&volume, &request, prepared.level())?, &self.job.beat);
+        let begun = prepared.begun();
+        let who = self.who(&volume, &request, prepared.level())?;
+        let beating = watch.start(who, &self.job.beat, Arc::clone(&begun));
         let taken = self.held((&hold, &watch, &beating), prepared, asking, open, report);
         watch.turn_to(Phase::Leaving);
+        // Beside the steps: a slow volume holds no application.
+        beating.take_back();
         let ended = taken.map(|outcome| Done::Taken(Box::new(outcome)));
         self.tell(&ended);
         report.faults(self.steps.leave(true));
         drop(beating);
+        begun.take_back();
         drop(lease);
         ended
     }

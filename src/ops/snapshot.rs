@@ -3,7 +3,8 @@
 //! A run has three steps, so that others can be put between them: [`prepare`] decides and stores nothing, [`Prepared::store`]
 //! stores all objects, [`Unrecorded::commit`] makes the record. What is dropped before its commit was never there, but for
 //! objects that [`Unrecorded::abandon`] removes and a sweep finds. The lease is kept from [`prepare`] on till the last of
-//! the three is dropped, and longer by who keeps [`Prepared::lease`].
+//! the three is dropped, and longer by who keeps [`Prepared::lease`]. That the run has begun is said from [`prepare`] on, till
+//! [`Begun::take_back`].
 
 mod choose;
 mod sane;
@@ -17,6 +18,7 @@ use serde::Serialize;
 use crate::{
     clock::Clock,
     engine::{
+        begun::{Begun, End},
         catalog,
         cluster::keeper::Keeper,
         write::{pipeline, profile::Profile, tree},
@@ -149,7 +151,12 @@ pub fn run(
     monitor: &dyn Monitor,
 ) -> Result<Ended> {
     Ok(match prepare(volume, local, request, RunId::new(clock.unix_ms())?, clock, monitor)? {
-        Ready::Run(prepared) => Ended::Taken(Box::new(prepared.store()?.commit()?)),
+        Ready::Run(prepared) => {
+            let begun = prepared.begun();
+            let ended = prepared.store().and_then(Unrecorded::commit);
+            begun.take_back();
+            Ended::Taken(Box::new(ended?))
+        }
         Ready::Skip(skipped) => Ended::Skipped(skipped),
     })
 }
@@ -217,7 +224,9 @@ pub fn prepare<'a>(
     let mut values = request.values.clone();
     values.insert("BK_PHASE".to_owned(), "stream".to_owned());
     values.insert("BK_LEVEL".to_owned(), place.decision.level().to_string());
-    let run = Run { volume, local, request, values, monitor, roots, names, before, dir, deltas, base };
+    // Last, so that only what stores something has to take it back.
+    let begun = Arc::new(Begun::say(&volume.store, (&request.job, run_id), &request.node, taken_at)?);
+    let run = Run { volume, local, request, values, monitor, roots, names, before, dir, base, deltas, begun };
     Ok(Ready::Run(Box::new(Prepared { run, run_id, place })))
 }
 
@@ -244,9 +253,15 @@ impl<'a> Prepared<'a> {
         Arc::clone(self.run.monitor.lease())
     }
 
+    /// What the run has said on the volume: to be taken back when it has ended.
+    pub fn begun(&self) -> Arc<Begun> {
+        Arc::clone(&self.run.begun)
+    }
+
     /// Stores everything but the record. What a failed run stored is removed again.
     pub fn store(self) -> Result<Unrecorded<'a>> {
         let Self { run, run_id, place } = self;
+        run.begun.turn_to(End::Unsure);
         let stored = run.store().and_then(|(tree, streams, stored, profile)| {
             let mut snapshot = run.record(run_id, &place, &tree, streams, &stored)?;
             run.restore_txt(&mut snapshot, &stored.parts)?;
@@ -291,6 +306,7 @@ impl Unrecorded<'_> {
             }
             failed.error
         })?;
+        run.begun.turn_to(End::Recorded);
         Ok(Outcome {
             snapshot: format!("{}/{}", snapshot.job, snapshot.seq),
             outcome: if snapshot.totals.incomplete > 0 { "incomplete" } else { "done" },

@@ -87,13 +87,13 @@ fn row(volume: &Volume, run_id: RunId, items: &[Item], progress: Progress, now: 
 }
 
 /// The newest word of a run; none when it ended meanwhile.
-fn newest(volume: &Volume, items: &[Item]) -> Result<Option<Progress>> {
+pub(super) fn newest(volume: &Volume, items: &[Item]) -> Result<Option<Progress>> {
     let numbered = items.iter().filter_map(|item| Some((notes::number(&item.key, "progress")?, item)));
     let Some((_, item)) = numbered.max_by_key(|(n, _)| *n) else { return Ok(None) };
     match volume.store.read(&item.key, envelope::JSON_LEN_MAX) {
         Ok(bytes) => match Note::decode(&bytes).map_err(|e| e.context(&item.key))? {
             Note::Progress(progress) => Ok(Some(progress)),
-            Note::Abort(_) => Err(Error::integrity(format!("{} is no progress", item.key))),
+            _ => Err(Error::integrity(format!("{} is no progress", item.key))),
         },
         Err(e) if volume.store.head(&item.key)?.is_some() => Err(e),
         Err(_) => Ok(None),

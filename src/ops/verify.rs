@@ -47,16 +47,19 @@ pub fn run(volume: &Volume, options: &Options, clock: &dyn Clock, monitor: &dyn 
     let mut snapshots: Vec<Snapshot> = Vec::new();
     // A job may have lost its whole log.
     let items = if options.snapshot.is_some() { Vec::new() } else { volume.store.list("data/")? };
+    let lying = catalog::by_job(items);
+    let lost_before_ms = clock.unix_ms().saturating_sub(orphans::YOUNG_MS);
     let mut jobs = match &options.snapshot {
         Some(name) => vec![name.job.clone()],
         None => catalog::jobs(volume)?,
     };
-    jobs.extend(catalog::jobs_of(&items));
+    jobs.extend(lying.keys().cloned());
     jobs.sort();
     jobs.dedup();
     for job in jobs {
         let log = catalog::read(volume, &job)?;
-        let lost = orphans::lost(volume, &log, &catalog::runs(&items, &job), clock)?;
+        let runs = lying.get(&job).map(|items| catalog::runs(items, &job)).unwrap_or_default();
+        let lost = orphans::lost(volume, &log, &runs, lost_before_ms)?;
         let what = "it looks whole, but no record names it: has the log lost records?";
         outcome.faults.extend(lost.into_iter().map(|run| Fault::new(run_dir(&job, run), "log", what)));
         outcome.faults.extend(log.faults.iter().map(|e| log_fault(&job, e)));

@@ -174,7 +174,8 @@ impl Inner {
                 _ if failure.status == Some(501) => return Err(self.is_unconditional(&failure)),
                 _ => return Err(self.failed("store", key)(failure)),
             };
-            is_on_its_way |= failure.fault == Fault::Again && failure.status.is_none_or(|status| status >= 500);
+            is_on_its_way |=
+                failure.fault == Fault::Again && failure.was_sent && failure.status.is_none_or(|status| status >= 500);
             let one = longest.max(self.limits().attempt(len));
             if let Err(spent) = pause(self.limits(), (started, one), tries, failure).await {
                 // The last look: what is there is not called failed.

@@ -468,6 +468,7 @@ fn expire(path: &Path, sweep_grace: u64, ahead: u64) -> expire::Outcome {
         node: "other".to_owned(),
         allow_last: true,
         yes: true,
+        sweep_lost: false,
         dry_run: false,
         sweep_grace,
         threads: 1,

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use crate::support::inventory::{assert_same, inventory};
 use crate::support::rng::Rng;
 use crate::support::tools::{need, shell_ok};
-use crate::support::{Bk, Ran, World, exit, list};
+use crate::support::{Bk, Ran, World, exit, list, lost};
 
 const CALLS: &str = "openat,openat2,write,pwrite64,writev,pwritev,fsync,fdatasync,sync_file_range,syncfs,linkat,link,\
                      mkdirat,renameat2,renameat,unlinkat,statx,newfstatat,getdents64,read,pread64,close,ftruncate,\
@@ -102,6 +102,7 @@ impl Scene {
         assert!(listed == old || listed == both, "{about}: {listed:?}\n{}", ran.show());
         assert!(ran.code() != 0 || listed == both, "{about}: said done, but is not there\n{}", ran.show());
         self.verify(about);
+        assert_eq!(lost(&self.world.volume, "c"), Vec::<String>::new(), "{about}: looks lost\n{}", ran.show());
         let next = self.snapshot_under(&[]);
         assert_eq!(next.code(), 0, "{about}: the next run\n{}", next.show());
         assert_eq!(list(&self.world.volume).len(), listed.len() + 1, "{about}: after the next run");

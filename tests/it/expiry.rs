@@ -276,7 +276,7 @@ fn a_log_that_lost_its_records_sweeps_no_snapshot() {
     world.bk("expire --sweep-grace 0").run().ok();
     assert_eq!(files_below(&world.volume.join("data")), before);
     fs::remove_dir_all(world.volume.join("log/j")).unwrap();
-    world.bk("expire --sweep-grace 0 --yes").run().ok().says("3 runs that never ended swept");
+    world.bk("expire --sweep-grace 0 --sweep-lost").run().ok().says("3 runs that never ended swept");
 }
 
 #[test]
@@ -392,6 +392,7 @@ fn request(threads: usize) -> expire::Request {
         node: "e".to_owned(),
         allow_last: true,
         yes: true,
+        sweep_lost: false,
         dry_run: false,
         sweep_grace: expire::SWEEP_GRACE_SECONDS,
         threads,

@@ -43,6 +43,7 @@ fn request() -> expire::Request {
         node: "e".to_owned(),
         allow_last: true,
         yes: true,
+        sweep_lost: false,
         dry_run: false,
         sweep_grace: expire::SWEEP_GRACE_SECONDS,
         threads: 1,

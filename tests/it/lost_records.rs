@@ -1,12 +1,16 @@
 //! Records of a log that are damaged or gone: what they said is not known, and nothing goes on as if they had never been.
 
+use std::ffi::OsStr;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use bk::clock::Clock;
+use bk::format::notes::{BEGUN_NAME, Note, Progress, RECORDED_NAME, Word};
 use bk::model::ids::RunId;
+use bk::model::time::Instant;
 
+use crate::support::tools::need;
 use crate::support::{Bk, World, exit, files_below, name_of, sorted};
 
 /// A job `j` with `count` snapshots of a small file.
@@ -90,12 +94,54 @@ fn age(world: &World, job: &str) -> String {
     let run = RunId::new(bk::clock::System.unix_ms() - 2 * 86_400_000).unwrap().to_string();
     let to = dir.join(&run);
     fs::create_dir_all(&to).unwrap();
-    for file in sorted(runs.last().unwrap()) {
+    let last = runs.last().unwrap();
+    for file in sorted(last) {
         fs::rename(&file, to.join(name_of(&file))).unwrap();
     }
-    let file = |path: &Path| fs::File::options().write(true).open(path).unwrap();
-    files_below(&to).iter().for_each(|path| file(path).set_modified(SystemTime::now() - ago).unwrap());
+    let said = world.volume.join("runs").join(job);
+    if said.join(name_of(last)).exists() {
+        fs::rename(said.join(name_of(last)), said.join(&run)).unwrap();
+    }
+    set_ago(&files_below(&to), ago);
+    set_ago(&files_below(&said), ago);
     run
+}
+
+fn set_ago(paths: &[PathBuf], ago: Duration) {
+    let file = |path: &Path| fs::File::options().write(true).open(path).unwrap();
+    paths.iter().for_each(|path| file(path).set_modified(SystemTime::now() - ago).unwrap());
+}
+
+/// What a run two days ago said of itself.
+fn say(world: &World, run: &str, name: &str, note: &Note) {
+    let path = world.volume.join("runs/j").join(run).join(name);
+    fs::create_dir_all(path.parent().unwrap()).unwrap();
+    fs::write(&path, note.encode().unwrap()).unwrap();
+    set_ago(&[path], Duration::from_secs(2 * 86_400));
+}
+
+fn word() -> Word {
+    let written_at = Instant::from_second(1).unwrap();
+    Word { format_version: 1, job: "j".parse().unwrap(), node: "n".to_owned(), written_at }
+}
+
+fn progress(phase: &str) -> Note {
+    Note::Progress(Progress {
+        format_version: 1,
+        job: "j".parse().unwrap(),
+        node: "n".to_owned(),
+        pid: 1,
+        level: 0,
+        phase: phase.to_owned(),
+        started_at: Instant::from_second(1).unwrap(),
+        written_at: Instant::from_second(1).unwrap(),
+        every_ms: 10_000,
+        entries: 0,
+        bytes: 0,
+        bytes_expected: None,
+        bytes_per_second: 0,
+        comment: None,
+    })
 }
 
 #[test]
@@ -118,30 +164,113 @@ fn a_whole_run_whose_record_is_gone_is_told_and_stays() {
     world.bk("check").run().code_is(&[1]).says(&runs[0].1);
     world.bk("check k").run().code_is(&[2]).says(&runs[1].1);
     world.bk("verify j/1").run().ok();
-    for words in ["expire", "expire j", "expire k", "expire --dry-run"] {
-        world.bk(words).run().code_is(&[exit::USAGE]).says("looks whole").says("below log/").says("--yes");
+    for words in ["expire", "expire j", "expire k", "expire --dry-run", "expire --yes"] {
+        world.bk(words).run().code_is(&[exit::USAGE]).says("looks whole").says("below log/").says("--sweep-lost");
     }
     assert_eq!(files_below(&world.volume.join("data")), before);
-    world.bk("expire --yes").run().ok().says("2 runs that never ended swept");
+    world.bk("expire --sweep-lost").run().ok().says("2 runs that never ended swept");
     assert_eq!(world.list(), ["j/1", "j/2"]);
     world.bk("verify").run().ok();
     world.bk("check j").run().ok();
 }
 
 #[test]
-fn a_whole_run_that_was_killed_goes() {
-    let world = with_snapshots("unnamed-killed", 2);
+fn nothing_goes_while_a_record_is_lost() {
+    let world = with_snapshots("unnamed-due", 5);
+    for seq in 1..=4 {
+        world.bk(&format!("expire --set j/{seq} 2020-01-01")).run().ok();
+    }
+    // The snapshot is lost with all that was recorded since.
+    let log = world.volume.join("log/j");
+    sorted(&log).iter().skip(4).for_each(|path| fs::remove_file(path).unwrap());
+    for seq in 1..=4 {
+        world.bk(&format!("expire --set j/{seq} 2020-01-01")).run().ok();
+    }
+    let run = age(&world, "j");
+    let before = files_below(&world.volume);
+    for words in ["expire", "expire --yes", "expire --yes --allow-last", "expire --dry-run"] {
+        world.bk(words).run().code_is(&[exit::USAGE]).says(&run).says("--sweep-lost");
+        assert_eq!(files_below(&world.volume), before, "{words}");
+    }
+    // Younger than what is swept, but old enough to be none that goes on.
+    let hours = Duration::from_secs(2 * 3600);
+    let younger = RunId::new(bk::clock::System.unix_ms() - 2 * 3_600_000).unwrap().to_string();
+    fs::rename(world.volume.join("data/j").join(&run), world.volume.join("data/j").join(&younger)).unwrap();
+    set_ago(&files_below(&world.volume.join("data/j").join(&younger)), hours);
+    world.bk("expire --yes").run().code_is(&[exit::USAGE]).says(&younger);
+    world.bk("expire --sweep-lost").run().code_is(&[exit::USAGE]).says("would go at once").says("--yes");
+    world.bk("expire --sweep-lost --yes").run().ok().says("3 snapshots expired");
+    assert!(world.volume.join("data/j").join(&younger).exists());
+}
+
+#[test]
+fn a_whole_run_whose_end_was_not_known_goes() {
+    let not_known = [(BEGUN_NAME, Note::Begun(word())), ("progress.7.json", progress("committing"))];
+    for (name, note) in not_known {
+        let world = with_snapshots("unnamed-killed", 2);
+        fs::remove_file(record(&world, 2)).unwrap();
+        let run = age(&world, "j");
+        say(&world, &run, name, &note);
+        world.bk("verify").run().ok();
+        // It may well be said to stall.
+        assert!(!world.bk("check j").run().said().contains("looks whole"), "{name}");
+        world.bk("expire").run().ok().says("1 runs that never ended swept");
+        assert_eq!(world.list(), ["j/1"]);
+        assert!(files_below(&world.volume.join("runs")).is_empty());
+    }
+}
+
+#[test]
+fn a_lost_record_is_told_whatever_its_run_left() {
+    let world = with_snapshots("unnamed-left", 2);
     fs::remove_file(record(&world, 2)).unwrap();
     let run = age(&world, "j");
-    // What it said of itself is there: it did not end by itself.
-    let notes = world.volume.join("runs/j").join(&run);
-    fs::create_dir_all(&notes).unwrap();
-    let note = notes.join("progress.0.json");
-    fs::write(&note, "as it was").unwrap();
-    let file = fs::File::options().write(true).open(&note).unwrap();
-    file.set_modified(SystemTime::now() - Duration::from_secs(2 * 86_400)).unwrap();
-    world.bk("verify").run().ok();
-    world.bk("expire").run().ok().says("1 runs that never ended swept");
-    assert_eq!(world.list(), ["j/1"]);
-    assert!(files_below(&world.volume.join("runs")).is_empty());
+    let is_told = || {
+        world.bk("verify").run().code_is(&[exit::INTEGRITY]).says(&run);
+        world.bk("expire --yes").run().code_is(&[exit::USAGE]).says(&run);
+    };
+    // It was recorded, and may have been killed after that.
+    say(&world, &run, "progress.7.json", &progress("storing"));
+    say(&world, &run, "progress.8.json", &progress("leaving"));
+    is_told();
+    // Nor could it take back what it said.
+    say(&world, &run, BEGUN_NAME, &Note::Begun(word()));
+    say(&world, &run, RECORDED_NAME, &Note::Recorded(word()));
+    is_told();
+}
+
+#[test]
+fn a_run_that_ends_at_its_commit_has_lost_no_record() {
+    let me = "a_run_that_ends_at_its_commit_has_lost_no_record";
+    if !need(me, &["strace"]) {
+        return;
+    }
+    for (what, code) in [("signal=SIGKILL", 137), ("error=EIO", exit::LOST)] {
+        let world = with_snapshots("unnamed-commit", 1);
+        if world.server.is_some() {
+            return;
+        }
+        let log = world.path("strace");
+        let under = |more: &[&str]| {
+            let head = ["strace", "-f", "-qq", "-e", "trace=linkat"].iter().chain(more).chain(&["-o"]);
+            let program: Vec<&OsStr> = head.map(OsStr::new).chain([log.as_os_str()]).collect();
+            let bk = world.bk_under(&program, "snapshot --job j --level 0 --threads 1");
+            bk.arg("-C").arg(&world.src).arg(".").run()
+        };
+        under(&[]).ok();
+        // Which link of its thread makes the record.
+        let text = fs::read_to_string(&log).unwrap();
+        let lines: Vec<(&str, &str)> = text.lines().filter_map(|line| line.split_once(' ')).collect();
+        let made = lines.iter().position(|(_, call)| call.contains("00000000000000000002.json")).unwrap();
+        let when = lines[..=made].iter().filter(|(pid, _)| *pid == lines[made].0).count();
+        under(&["-e", &format!("inject=linkat:{what}:when={when}")]).code_is(&[code, exit::VOLUME]);
+        assert_eq!(world.list(), ["j/1", "j/2"], "{what}");
+        age(&world, "j");
+        let lying = sorted(&world.volume.join("data/j")).iter().filter(|dir| !sorted(dir).is_empty()).count();
+        assert_eq!(lying, 3, "{what}: what it stored lies there");
+        world.bk("verify").run().ok();
+        world.bk("check j").run().ok();
+        world.bk("expire").run().ok().says("1 runs that never ended swept");
+        assert!(files_below(&world.volume.join("runs")).is_empty(), "{what}");
+    }
 }

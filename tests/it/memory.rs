@@ -75,7 +75,8 @@ fn a_long_index_is_sent_to_s3_from_its_file() {
     }
     // Each costs the index 2 KB, since nothing in it repeats; the fewer fill all queues already.
     let peak_of = |count: usize| {
-        let world = World::on_s3("memory-s3");
+        let mut world = World::on_s3("memory-s3");
+        world.server.as_mut().unwrap().spools_all = true;
         let mut rng = Rng::new(171);
         for n in 0..count {
             let noise = rng.noise(1900);

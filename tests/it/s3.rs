@@ -53,8 +53,9 @@ fn behaviours(world: &World) {
     let requests = &result["requests"];
     let parts = result["totals"]["parts"].as_u64().unwrap();
     assert!(parts >= 5, "{result}");
-    // Each part and the index, RESTORE.txt, the record, the lease and the two that check whether the volume can be written, once a key.
-    assert_eq!(requests["put"].as_u64(), Some(parts + 6), "{result}");
+    // Each part and the index, RESTORE.txt, the record, the lease, the word that it has begun and the two that check whether the
+    // volume can be written, once a key.
+    assert_eq!(requests["put"].as_u64(), Some(parts + 7), "{result}");
     assert!(requests["sent_bytes"].as_u64().unwrap() >= result["totals"]["stored_bytes"].as_u64().unwrap(), "{result}");
     fs::write(world.src.join("d1/new"), "new").unwrap();
     take(world, "--level 1");

@@ -8,7 +8,7 @@ use crate::support::proxy::{Fault, Proxy, Request, till_the_commit};
 use crate::support::rng::Rng;
 use crate::support::s3::Server;
 use crate::support::tools::shell_ok;
-use crate::support::{Bk, Ran, World, exit, list};
+use crate::support::{Bk, Ran, World, exit, list, lost};
 
 const OPTIONS: &str = "--frame-size 16KiB --part-size 64KiB --threads 1";
 /// What one request may take; the whole run is tried for six times as long.
@@ -23,7 +23,8 @@ struct Scene {
 
 impl Scene {
     fn new(name: &str) -> Self {
-        let world = World::on_s3(name);
+        let mut world = World::on_s3(name);
+        world.server.as_mut().unwrap().spools_all = true;
         let mut rng = Rng::new(400);
         for n in 0..6 {
             let len = rng.below(9_000) as usize;
@@ -79,12 +80,15 @@ impl Scene {
         assert!(!ran.said().contains(Server::secret()), "{about}: shows the secret\n{}", ran.show());
         let verify = Bk::new("verify --data --volume").arg(&self.world.volume).run();
         assert_eq!(verify.code(), 0, "{about}: verify\n{}", verify.show());
+        assert_eq!(lost(&self.world.volume, "c"), Vec::<String>::new(), "{about}: looks lost\n{}", ran.show());
     }
 }
 
 /// Gives each request of a run of `level` each of `faults` that fits it.
 fn at_every_request(name: &str, level: u8, faults: &[Fault], codes: &[i32]) {
-    let scene = Scene::new(name);
+    let mut scene = Scene::new(name);
+    // An index goes from its file once, and once from memory.
+    scene.world.server.as_mut().unwrap().spools_all = level == 0;
     let requests = scene.clean(level);
     assert!(requests.len() >= 15, "{requests:?}");
     let mut came = 0;
@@ -268,7 +272,13 @@ fn a_failed_listing_is_never_an_empty_one() {
         for words in ["list", "verify --quick", "expire --yes --allow-last --sweep-grace 0"] {
             scene.reset();
             // Only listings fail, all of them.
-            let asks = Request { method: "GET".into(), target: "/?list-type=2".into(), has_range: false, token: None };
+            let asks = Request {
+                method: "GET".into(),
+                target: "/?list-type=2".into(),
+                has_range: false,
+                token: None,
+                head: String::new(),
+            };
             assert!(fault.fits(&asks));
             // Opening is one GET; the listing of the log is next.
             scene.proxy.plan(2, usize::MAX, fault);
@@ -374,6 +384,21 @@ fn a_slow_line_is_no_failure_to_a_reader() {
     scene.proxy.plan(1, usize::MAX, Fault::SlowAnswer);
     let read = scene.bk("cat slow/1 --stream dump").env("BK_TEST_S3_TIMEOUT_MS", "1000").run().ok();
     assert!(read.stdout == dump && scene.proxy.came() > 3);
+}
+
+#[test]
+fn a_file_is_sent_with_a_checksum_that_is_signed() {
+    let scene = Scene::new("s3-checksum");
+    let index = scene.clean(0).into_iter().find(|one| one.method == "PUT" && one.target.contains("/index-")).unwrap();
+    let (_, key) = index.target.split('?').next().unwrap().trim_start_matches('/').split_once('/').unwrap();
+    let stored = fs::read(scene.world.volume.parent().unwrap().join(key)).unwrap();
+    let digest = ring::digest::digest(&ring::digest::SHA256, &stored);
+    let sum = base64::Engine::encode(&base64::prelude::BASE64_STANDARD, digest);
+    let lines: Vec<&str> = index.head.lines().filter(|line| line.starts_with("x-amz-checksum-")).collect();
+    assert_eq!(lines, [format!("x-amz-checksum-sha256: {sum}")], "{}", index.head);
+    let signed = index.head.split("SignedHeaders=").nth(1).unwrap().split(',').next().unwrap();
+    assert!(signed.split(';').any(|name| name == "x-amz-checksum-sha256"), "{}", index.head);
+    assert!(index.head.contains("user-agent: bk/"), "{}", index.head);
 }
 
 #[test]

@@ -1,5 +1,7 @@
 //! The storing: trees and streams into parts, then the index, then what the record will say.
 
+use std::sync::Arc;
+
 use super::{
     Input, Request,
     choose::{Chosen, Place},
@@ -8,6 +10,7 @@ use super::{
 };
 use crate::{
     engine::{
+        begun::{Begun, End},
         catalog,
         write::{
             delta,
@@ -39,7 +42,7 @@ use crate::{
         walk::Walk,
     },
     steps::Values,
-    volume::{Created, Volume, local::LocalStore},
+    volume::{Created, Item, Volume, local::LocalStore},
 };
 
 /// A named stream and where it came from.
@@ -59,6 +62,8 @@ pub(super) struct Run<'a> {
     pub(super) dir: String,
     pub(super) base: Option<Chosen>,
     pub(super) deltas: Option<(Digest, delta::Settings)>,
+    /// What it has said on the volume.
+    pub(super) begun: Arc<Begun>,
 }
 
 impl Run<'_> {
@@ -287,10 +292,13 @@ impl Run<'_> {
 
     /// Removes what this run stored: it is not recorded, so nothing refers to it. What cannot be removed is an orphan and harmless.
     pub(super) fn remove_objects(&self) {
-        let left = self.volume.store.list(&self.dir).unwrap_or_default();
-        let _ = self.volume.store.delete_all(&left.into_iter().map(|item| item.key).collect::<Vec<_>>());
+        let store = &self.volume.store;
+        let delete = |left: Vec<Item>| store.delete_all(&left.into_iter().map(|item| item.key).collect::<Vec<_>>());
+        if store.list(&self.dir).and_then(delete).is_ok() {
+            self.begun.turn_to(End::Nothing);
+        }
         // A run that stored nothing has at most made its directory, which goes with this name.
-        let _ = self.volume.store.delete(&format!("{}{INDEX_NAME}", self.dir));
+        let _ = store.delete(&format!("{}{INDEX_NAME}", self.dir));
     }
 }
 

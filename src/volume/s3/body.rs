@@ -4,7 +4,8 @@
 //! and just before the wire the file is put in the body's place: [`Files`] sets anew what the head says of the body, signs
 //! anew, and sends. So no more of a long index is in memory than a connection takes.
 //!
-//! The digest of a file's bytes is signed, also over TLS; the server holds what comes against it, so that no further checksum is sent.
+//! The digest of a file's bytes is signed, also over TLS, and sent as their checksum, too: buckets that keep what is in them for a time
+//! (Object Lock) take nothing without one.
 
 use std::{
     fmt,
@@ -15,8 +16,10 @@ use std::{
         Arc, OnceLock,
         atomic::{AtomicU64, Ordering},
     },
+    time::Duration,
 };
 
+use base64::{Engine, prelude::BASE64_STANDARD};
 use bytes::Bytes;
 use futures_util::{Stream, stream};
 use object_store::{
@@ -34,7 +37,13 @@ const CHUNK_LEN: u64 = 256 << 10;
 /// What a server answers to an upload is read up to this many bytes.
 const ANSWER_LEN_MAX: usize = 64 << 10;
 /// What `object_store` says of a body that it had in memory.
-const CHECKSUMS: [&str; 2] = ["x-amz-checksum-crc64nvme", "x-amz-checksum-sha256"];
+const CHECKSUMS: [&str; 2] = ["x-amz-checksum-crc64nvme", CHECKSUM];
+/// What is said of a file.
+const CHECKSUM: &str = "x-amz-checksum-sha256";
+/// A connection, with the kernel below it, holds at most this many bytes that it has taken and not sent.
+const HELD_LEN: u64 = 8 << 20;
+/// A server is reached in this time, when nothing else is said: as `object_store` does.
+const CONNECT_TIME: Duration = Duration::from_secs(5);
 
 /// A file that is sent from its beginning to `len`; nobody writes to it any more.
 #[derive(Clone, Debug)]
@@ -101,6 +110,16 @@ impl Body {
             }
         };
         client.put_opts(path, payload, options).await.map(|_| ())
+    }
+
+    /// How many bytes may have to move before it is seen by [`Self::sending`].
+    ///
+    /// When a file was taken whole, that may be all of it: what stands between may send it on only then, as proxies do.
+    pub fn unseen_len(&self) -> u64 {
+        match self {
+            Self::File(file) if file.taken.load(Ordering::Relaxed) < file.len => file.len.min(HELD_LEN),
+            Self::File(_) | Self::Memory(_) => self.len(),
+        }
     }
 
     /// How far a connection has got; it differs when something has moved.
@@ -185,7 +204,14 @@ impl Files {
             return Ok(client);
         }
         let said = |key| self.options.get_config_value(&key).filter(|text| !text.is_empty());
-        let mut builder = reqwest::Client::builder().http1_only();
+        let connect_time = said(ClientConfigKey::ConnectTimeout).and_then(|text| time_of(&text));
+        let mut builder = reqwest::Client::builder()
+            .http1_only()
+            .https_only(self.is_tls)
+            .connect_timeout(connect_time.unwrap_or(CONNECT_TIME));
+        if let Some(agent) = said(ClientConfigKey::UserAgent) {
+            builder = builder.user_agent(agent);
+        }
         if let Some(url) = said(ClientConfigKey::ProxyUrl) {
             if let Some(pem) = said(ClientConfigKey::ProxyCaCertificate) {
                 let certificate = reqwest::Certificate::from_pem(pem.as_bytes()).map_err(failed)?;
@@ -199,7 +225,7 @@ impl Files {
             true => builder.tls_certs_merge(certificates),
             false => builder.tls_certs_only(certificates),
         };
-        if said(ClientConfigKey::AllowInvalidCertificates).as_deref() == Some("true") {
+        if said(ClientConfigKey::AllowInvalidCertificates).is_some_and(|text| is_yes(&text)) {
             builder = builder.tls_danger_accept_invalid_certs(true);
         }
         let made = builder.build().map_err(failed)?;
@@ -212,6 +238,8 @@ impl Files {
         for name in CHECKSUMS {
             headers.remove(name);
         }
+        let checksum = HeaderValue::from_str(&BASE64_STANDARD.encode(body.sha256)).map_err(|_| not("no checksum"))?;
+        headers.insert(CHECKSUM, checksum);
         headers.insert(CONTENT_LENGTH, HeaderValue::from(body.len));
         if let Some((region, service)) = scope(headers) {
             let credentials = self.credentials.get().ok_or_else(|| not("the credentials are not known yet"))?;
@@ -235,6 +263,16 @@ impl Files {
         *response.headers_mut() = std::mem::take(answer.headers_mut());
         Ok(response)
     }
+}
+
+/// Whether `object_store` takes a word of its configuration for a yes.
+pub(super) fn is_yes(text: &str) -> bool {
+    ["1", "true", "on", "yes", "y"].iter().any(|yes| text.eq_ignore_ascii_case(yes))
+}
+
+/// A time as `object_store` writes it: `5s`, `1m 30s`.
+fn time_of(text: &str) -> Option<Duration> {
+    text.parse::<jiff::SignedDuration>().ok()?.try_into().ok()
 }
 
 /// Region and service that a head is signed for; `None` when it is not signed.
@@ -291,6 +329,47 @@ mod tests {
                     assert!(!body.has(at as u64, &some).unwrap(), "{at}+{len}");
                 }
             }
+        }
+    }
+
+    #[test]
+    fn a_file_that_is_not_taken_stalls_soon_however_long_it_is() {
+        let file = Spooled::new(tempfile::tempfile().unwrap(), 2 << 30, [0; 32]);
+        let taken = Arc::clone(&file.taken);
+        let body = Body::File(file);
+        assert_eq!(body.unseen_len(), HELD_LEN);
+        taken.store((2 << 30) - 1, Ordering::Relaxed);
+        assert_eq!(body.unseen_len(), HELD_LEN);
+        taken.store(2 << 30, Ordering::Relaxed);
+        assert_eq!(body.unseen_len(), 2 << 30);
+        let short = Body::File(Spooled::new(tempfile::tempfile().unwrap(), 1000, [0; 32]));
+        assert_eq!(short.unseen_len(), 1000);
+    }
+
+    #[test]
+    fn words_and_times_are_read_as_object_store_reads_them() {
+        for yes in ["1", "true", "True", "on", "YES", "y"] {
+            let options = ClientOptions::new().with_config(ClientConfigKey::AllowInvalidCertificates, yes);
+            let text = options.get_config_value(&ClientConfigKey::AllowInvalidCertificates).unwrap();
+            assert!(is_yes(&text), "{yes}: {text}");
+        }
+        assert!(!["0", "false", "off", "no", "n", "", "2"].into_iter().any(is_yes));
+        let options = ClientOptions::new().with_connect_timeout(Duration::from_millis(90_500));
+        let text = options.get_config_value(&ClientConfigKey::ConnectTimeout).unwrap();
+        assert_eq!(time_of(&text), Some(Duration::from_millis(90_500)), "{text}");
+        let text = ClientOptions::new().get_config_value(&ClientConfigKey::ConnectTimeout).unwrap();
+        assert_eq!(time_of(&text), Some(CONNECT_TIME), "{text}");
+    }
+
+    #[test]
+    fn a_file_for_a_server_with_tls_goes_nowhere_else() {
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        for is_tls in [true, false] {
+            let files = Files::new(&ClientOptions::new(), Vec::new(), is_tls, Arc::default());
+            // Nobody listens there.
+            let asked = runtime.block_on(files.client().unwrap().get("http://127.0.0.1:1/").send());
+            assert_eq!(asked.unwrap_err().is_builder(), is_tls);
         }
     }
 

@@ -10,6 +10,7 @@ use object_store::{
 use super::{
     Inner, S3Store, Threads,
     ahead::Ahead,
+    body::is_yes,
     retry::Limits,
     upload::Budget,
     watch::Watch,
@@ -50,7 +51,7 @@ impl S3Store {
             _ => access.in_flight.unwrap_or(IN_FLIGHT_BYTES),
         };
         // Sessions of directory buckets sign in a way of their own.
-        let is_express = builder.get_config_value(&AmazonS3ConfigKey::S3Express).is_some_and(|text| text == "true");
+        let is_express = builder.get_config_value(&AmazonS3ConfigKey::S3Express).is_some_and(|text| is_yes(&text));
         let in_memory_len_max = if is_express { u64::MAX } else { in_memory_len_max() };
         let inner = Inner {
             client,

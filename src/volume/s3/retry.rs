@@ -91,21 +91,23 @@ pub(super) struct Failure {
     /// The status, if there was an answer.
     pub status: Option<u16>,
     pub hint: Option<&'static str>,
+    /// Whether it may have reached the store.
+    pub was_sent: bool,
 }
 
 impl Failure {
     pub fn timeout(after: Duration) -> Self {
         let text = format!("no answer within {:.1} s", after.as_secs_f64());
-        Self { fault: Fault::Again, text, status: None, hint: None }
+        Self { fault: Fault::Again, text, status: None, hint: None, was_sent: true }
     }
 
     pub fn broken(what: &'static str) -> Self {
-        Self { fault: Fault::Again, text: what.to_owned(), status: None, hint: None }
+        Self { fault: Fault::Again, text: what.to_owned(), status: None, hint: None, was_sent: true }
     }
 
     /// What failed on this side of the wire: no retry helps.
     pub fn ours(text: String) -> Self {
-        Self { fault: Fault::Final, text, status: None, hint: None }
+        Self { fault: Fault::Final, text, status: None, hint: None, was_sent: false }
     }
 
     /// As an error of the run.
@@ -136,7 +138,7 @@ impl From<object_store::Error> for Failure {
                 let hint = Some("AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY are one way of several: see docs/s3.md");
                 // Some that were given before may still be good, and whoever gives them is back in a moment.
                 let fault = if none.were_given { Fault::Again } else { Fault::Final };
-                return Self { fault, text: none.to_string(), status: None, hint };
+                return Self { fault, text: none.to_string(), status: None, hint, was_sent: false };
             }
             if let Some(broken) = at.downcast_ref::<Broken>() {
                 return Self::broken(broken.0);
@@ -147,7 +149,7 @@ impl From<object_store::Error> for Failure {
             source = at.source();
         }
         if let Some(http) = http {
-            return Self { fault: Fault::Again, text: chain(http), status: None, hint: None };
+            return Self { fault: Fault::Again, text: chain(http), status: None, hint: None, was_sent: true };
         }
         // What is left is ours to build, theirs to read: a listing that is no XML, headers that lie. Only the latter heal.
         let fault = match &error {
@@ -155,7 +157,7 @@ impl From<object_store::Error> for Failure {
             object_store::Error::Generic { .. } => Fault::Again,
             _ => Fault::Final,
         };
-        Self { fault, text: chain(&error), status: None, hint: None }
+        Self { fault, text: chain(&error), status: None, hint: None, was_sent: true }
     }
 }
 
@@ -195,7 +197,7 @@ fn refusal(refused: &Refused) -> Failure {
         (400..=499, _) => (Fault::Final, None),
         _ => (Fault::Again, None),
     };
-    Failure { fault, text: refused.to_string(), status: Some(refused.status), hint }
+    Failure { fault, text: refused.to_string(), status: Some(refused.status), hint, was_sent: true }
 }
 
 /// One try of `request`, or its next bytes.
@@ -237,15 +239,18 @@ pub(super) async fn while_moving<T>(
     request: impl Future<Output = object_store::Result<T>>,
 ) -> (Duration, Result<T, Failure>) {
     let started = Instant::now();
-    let time = limits.attempt(body.len());
-    let mut pace = Pace { time, moved_at: started, at: None };
+    let mut pace = Pace { time: limits.attempt(body.unseen_len()), moved_at: started, at: None };
     let mut request = pin!(request);
     let ended = loop {
-        match tokio::time::timeout(LOOK.min(time / 4), request.as_mut()).await {
+        match tokio::time::timeout(LOOK.min(limits.attempt(0) / 4), request.as_mut()).await {
             Ok(Ok(done)) => break Ok(done),
             Ok(Err(e)) => break Err(e.into()),
-            Err(_) if pace.has_stalled(Instant::now(), body.sending()) => break Err(Failure::timeout(time)),
-            Err(_) => {}
+            Err(_) => {
+                pace.time = limits.attempt(body.unseen_len());
+                if pace.has_stalled(Instant::now(), body.sending()) {
+                    break Err(Failure::timeout(pace.time));
+                }
+            }
         }
     };
     (pace.moved_at - started, ended)
@@ -298,6 +303,15 @@ mod tests {
             assert!(pause >= whole / 2 && pause <= whole, "{n}: {pause:?}");
         }
         assert!(limits.attempt(1 << 30) > limits.attempt(64 << 20));
+    }
+
+    #[test]
+    fn what_has_no_credentials_was_not_sent() {
+        let none = NoCredentials { why: "nobody is there".to_owned(), were_given: true };
+        let error = object_store::Error::Generic { store: "S3", source: Box::new(none) };
+        let failure = Failure::from(error);
+        assert_eq!((failure.fault, failure.was_sent), (Fault::Again, false));
+        assert!(Failure::timeout(Duration::ZERO).was_sent);
     }
 
     #[test]

@@ -16,13 +16,15 @@ use std::{
 use async_trait::async_trait;
 use futures_util::StreamExt;
 use object_store::{
-    Certificate, ClientOptions,
+    Certificate, ClientConfigKey, ClientOptions,
     aws::AwsCredentialProvider,
     client::{
         HttpClient, HttpConnector, HttpError, HttpErrorKind, HttpRequest, HttpResponse, HttpResponseBody, HttpService,
         ReqwestConnector,
     },
 };
+
+use reqwest::header::HeaderValue;
 
 use super::body::{Files, Spooled};
 use crate::{
@@ -90,7 +92,7 @@ impl std::error::Error for Broken {}
 /// Nobody gives credentials.
 #[derive(Debug)]
 pub(super) struct NoCredentials {
-    why: String,
+    pub why: String,
     /// Whether there were some before: then there may be again.
     pub were_given: bool,
 }
@@ -202,6 +204,9 @@ impl HttpConnector for Connector {
         }
         for certificate in Certificate::from_pem_bundle(&self.authorities)? {
             options = options.with_root_certificate(certificate);
+        }
+        if options.get_config_value(&ClientConfigKey::UserAgent).is_none() {
+            options = options.with_user_agent(HeaderValue::from_static(concat!("bk/", env!("CARGO_PKG_VERSION"))));
         }
         let client = ReqwestConnector::default().connect(&options)?;
         let files = Files::new(&options, self.authorities.clone(), self.is_tls, Arc::clone(&self.credentials));

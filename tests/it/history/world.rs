@@ -609,6 +609,7 @@ impl World {
             node: "node".to_owned(),
             allow_last: rng.below(3) == 0,
             yes: killed || rng.below(4) > 0,
+            sweep_lost: false,
             dry_run: false,
             sweep_grace: 0,
             threads: 1 + rng.below(2) as usize,

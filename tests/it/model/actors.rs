@@ -296,6 +296,7 @@ impl Doer {
             node: "e".to_owned(),
             allow_last,
             yes: true,
+            sweep_lost: true,
             dry_run: false,
             sweep_grace,
             threads: 1,

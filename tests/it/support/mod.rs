@@ -387,6 +387,17 @@ pub fn files_below(dir: &Path) -> Vec<PathBuf> {
     found
 }
 
+/// The runs of a job in this directory that would be taken for snapshots whose records were lost, were they older.
+pub fn lost(volume: &Path, job: &str) -> Vec<String> {
+    let store = std::sync::Arc::new(bk::volume::local::LocalStore::open(volume).unwrap());
+    let volume = bk::volume::open_on(store, "here".to_owned()).unwrap();
+    let job = job.parse().unwrap();
+    let log = bk::engine::catalog::read(&volume, &job).unwrap();
+    let lying = bk::engine::catalog::runs(&volume.store.list(&format!("data/{job}/")).unwrap(), &job);
+    let found = bk::ops::orphans::lost(&volume, &log, &lying, u64::MAX).unwrap();
+    found.into_iter().map(|run| run.to_string()).collect()
+}
+
 pub fn name_of(path: &Path) -> String {
     path.file_name().unwrap().to_string_lossy().into_owned()
 }

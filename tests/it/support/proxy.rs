@@ -87,6 +87,7 @@ pub struct Request {
     pub has_range: bool,
     /// Of whose session it says it is.
     pub token: Option<String>,
+    pub head: String,
 }
 
 impl Request {
@@ -312,7 +313,8 @@ fn serve(mut client: TcpStream, upstream: &str, state: &Mutex<State>) -> std::io
     let (method, target) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
     let has_range = header(&head, "range").is_some();
     let token = header(&head, "x-amz-security-token").map(str::to_owned);
-    let request = Request { method: method.to_owned(), target: target.to_owned(), has_range, token };
+    let request =
+        Request { method: method.to_owned(), target: target.to_owned(), has_range, token, head: head.clone() };
     let (fault, came) = {
         let mut state = state.lock().unwrap();
         state.seen.push(request.clone());

@@ -23,6 +23,8 @@ pub struct Server {
     pub dir: Option<PathBuf>,
     /// Whether it is ours to give credentials for.
     is_given: bool,
+    /// Whether bk is to send indexes of any length from their files; else short ones go from memory, as nearly all do.
+    pub spools_all: bool,
     runtime: Option<Runtime>,
     child: Option<Child>,
 }
@@ -41,7 +43,7 @@ impl Server {
     fn own_of_kind(root: &Path, kind: Kind) -> Self {
         let (runtime, endpoint) = own::serve(root, kind);
         let (bucket, dir) = (BUCKET.to_owned(), Some(root.join(BUCKET)));
-        Self { endpoint, bucket, dir, is_given: false, runtime: Some(runtime), child: None }
+        Self { endpoint, bucket, dir, is_given: false, spools_all: false, runtime: Some(runtime), child: None }
     }
 
     /// A door with TLS before this server: gives its URL. `pem` holds certificate and key.
@@ -88,8 +90,15 @@ impl Server {
         let mut port = String::new();
         BufReader::new(child.stdout.take().unwrap()).read_line(&mut port).unwrap();
         let endpoint = format!("http://127.0.0.1:{}", port.trim());
-        let mut server =
-            Self { endpoint, bucket: BUCKET.to_owned(), dir: None, is_given: false, runtime: None, child: Some(child) };
+        let mut server = Self {
+            endpoint,
+            bucket: BUCKET.to_owned(),
+            dir: None,
+            is_given: false,
+            spools_all: false,
+            runtime: None,
+            child: Some(child),
+        };
         if port.trim().is_empty() {
             server.child.take().unwrap().wait().unwrap();
             skip(test, "moto does not start");
@@ -104,7 +113,7 @@ impl Server {
         let url = std::env::var("BK_TEST_S3_URL").ok()?;
         let (endpoint, bucket) = url.trim_end_matches('/').rsplit_once('/').expect("BK_TEST_S3_URL is no URL/BUCKET");
         let (endpoint, bucket) = (endpoint.to_owned(), bucket.to_owned());
-        Some(Self { endpoint, bucket, dir: None, is_given: true, runtime: None, child: None })
+        Some(Self { endpoint, bucket, dir: None, is_given: true, spools_all: false, runtime: None, child: None })
     }
 
     fn make_bucket(&self) {
@@ -130,7 +139,9 @@ impl Server {
             env.truncate(1);
         }
         // An index of any length goes the way that long ones go.
-        env.push(("BK_TEST_S3_IN_MEMORY".to_owned(), "0".to_owned()));
+        if self.spools_all {
+            env.push(("BK_TEST_S3_IN_MEMORY".to_owned(), "0".to_owned()));
+        }
         env
     }
 

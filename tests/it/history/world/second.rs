@@ -83,6 +83,7 @@ impl World {
             node: "other".to_owned(),
             allow_last: rng.below(2) == 0,
             yes: true,
+            sweep_lost: false,
             dry_run: false,
             sweep_grace: 0,
             threads: 1,
