@@ -306,23 +306,23 @@ fn a_damaged_log_deletes_nothing() {
 /// A snapshot that has stored parts and waits for the rest of its input.
 fn under_way(world: &World) -> Running {
     let words = "snapshot --job j --stdin d --frame-size 16KiB --part-size 64KiB --compression none";
-    // All parts that are full, which come to rest: not what is only on its way into an object.
-    let is_part = |path: &std::path::PathBuf| name_of(path).starts_with("stream-");
-    let parts = || sorted(&world.volume.join("data/j")).iter().flat_map(|run| sorted(run)).filter(is_part).count();
-    let before = parts();
     let mut running = world.bk(words).small().spawn();
     running.child.stdin.as_mut().unwrap().write_all(&Rng::new(1).noise(2 << 20)).unwrap();
-    while parts() < before + 31 {
-        assert!(running.child.try_wait().unwrap().is_none(), "it has ended");
-        std::thread::sleep(std::time::Duration::from_millis(20));
-    }
     running
 }
 
 #[test]
 fn a_run_that_was_swept_cannot_commit() {
     let world = with_snapshots("late", 2);
-    let running = under_way(&world);
+    // All parts that are full, which come to rest: not what is only on its way into an object.
+    let is_part = |path: &std::path::PathBuf| name_of(path).starts_with("stream-");
+    let parts = || sorted(&world.volume.join("data/j")).iter().flat_map(|run| sorted(run)).filter(is_part).count();
+    let before = parts();
+    let mut running = under_way(&world);
+    while parts() < before + 31 {
+        assert!(running.child.try_wait().unwrap().is_none(), "it has ended");
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
     world.bk("expire --sweep-grace 0").run().ok().says("1 runs that never ended swept");
     running.finish().code_is(&[exit::LOST]).says("swept");
     assert_eq!(world.list(), ["j/1", "j/2"]);
