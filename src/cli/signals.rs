@@ -82,8 +82,9 @@ fn is_ignored(signal: i32) -> bool {
 }
 
 impl Signals {
-    /// Ends the process at the second signal: when no application is held any more and nothing is being left, or at the third one. What is not left then is left
-    /// by the watcher. `woken` has a byte for each, and for one that a child got before it became another program; `came` tells them apart.
+    /// Ends the process at the second signal: when no application is held any more and nothing is being left, or at the third one.
+    /// What is not left then is left by the watcher. `woken` has a byte for each, and for one that a child got before it became
+    /// another program; `came` tells them apart.
     fn end(&self, came: &AtomicBool, woken: &UnixStream) {
         let is_another = || {
             let mut woken = woken;

@@ -134,7 +134,8 @@ fn check(job: &Job<'_>) -> Result<()> {
     Ok(())
 }
 
-/// Takes the job's lock on this machine: `None` when a run has it, an error when that was killed and leaves nothing any more. A job that never had steps needs none.
+/// Takes the job's lock on this machine: `None` when a run has it, an error when that was killed and leaves nothing any more. A
+/// job that never had steps needs none.
 fn lock(job: &Job<'_>, state: &State) -> Result<Option<Option<Locked>>> {
     if job.steps.is_empty() && !job.steps_by_role && !state.knows(job.name) {
         return Ok(Some(None));

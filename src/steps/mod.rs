@@ -11,6 +11,7 @@ mod journal;
 mod output;
 pub mod process;
 pub mod recover;
+mod state;
 mod trust;
 pub mod watch;
 
@@ -21,7 +22,8 @@ use attempt::{attempt, until};
 pub use closed::Closed;
 pub use feed::Feed;
 use journal::Journal;
-pub use journal::{Holder, Locked, State};
+pub use journal::Locked;
+pub use state::{Holder, State};
 pub use trust::{AS_USER, number};
 use watch::Watcher;
 

@@ -26,6 +26,8 @@ impl Inner {
         loop {
             let before = filled;
             match self.fill_once(path, offset, buf, &mut filled).await {
+                // All of it came, however the connection ended.
+                Err(failure) if failure.fault == Fault::Again && filled == buf.len() => return Ok(()),
                 Err(failure) if failure.fault == Fault::Again => {
                     if filled > before {
                         (tries, moved_at) = (0, Instant::now());
@@ -54,6 +56,7 @@ impl Inner {
         let mut chunks = found.into_stream();
         while let Some(chunk) = once(limits, chunks.try_next()).await? {
             let Some(place) = buf.get_mut(*filled..*filled + chunk.len()) else {
+                *filled = 0;
                 return Err(Failure::broken("more bytes came than were asked for"));
             };
             place.copy_from_slice(&chunk);
